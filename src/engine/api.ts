@@ -1,0 +1,184 @@
+import type { ModelConfig, Tokenizer } from "../models/index.js";
+import type { AttachedMethod, ModelShape } from "./hooks.js";
+
+/** How a checkpoint is loaded. */
+export interface LoadOptions {
+  /** Weights of the dense layers. Default: int8 ("float32" for models under 50M parameters). */
+  precision?: "float32" | "int8" | "int4";
+  /** Type of cached keys and values. Default int8. */
+  cache?: "float32" | "int8";
+  /** Threads of dense layers and kernels. Default: the machine's cores. */
+  threads?: number;
+  /** Bytes that weights, caches and work areas together may take. Default: 3/4 of the machine's memory. */
+  memory?: number;
+  provider?: "cpu" | "webgpu" | "cuda" | "auto";
+  /** Run the engine in the calling thread, where a method may be any function; a run then blocks. Default true. */
+  worker?: boolean;
+  /** Folder of downloaded checkpoints. */
+  cacheFolder?: string;
+  signal?: AbortSignal;
+  onProgress?: (progress: Progress) => void;
+}
+
+export interface Progress {
+  readonly stage: "download" | "load" | "compile" | "prompt" | "score";
+  readonly done: number;
+  readonly total: number;
+  readonly label?: string;
+}
+
+/** How the next token is chosen. temperature 0 (the default) is greedy. */
+export interface SamplingOptions {
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  repetitionPenalty?: number;
+  seed?: number;
+}
+
+export interface GenerateOptions extends SamplingOptions {
+  maxTokens?: number;
+  /** Texts at which generation stops; they are not part of the text. */
+  stop?: readonly string[];
+  /** Go on past the model's end-of-text tokens. Default false. */
+  ignoreEos?: boolean;
+  signal?: AbortSignal;
+  onProgress?: (progress: Progress) => void;
+}
+
+export interface Timings {
+  readonly prompt_tokens: number;
+  readonly prompt_ms: number;
+  readonly generated_tokens: number;
+  readonly generate_ms: number;
+  readonly prefill_tps: number;
+  readonly decode_tps: number;
+}
+
+export interface GenerateResult {
+  readonly prompt_ids: number[];
+  readonly ids: number[];
+  readonly text: string;
+  readonly finish: "length" | "eos" | "stop" | "aborted";
+  readonly timings: Timings;
+  /** Bytes of the sequence's cache at its end. */
+  readonly cache_bytes: number;
+}
+
+/** One token as it arrives. `text` may be empty while a character is incomplete. */
+export interface Piece {
+  readonly id: number;
+  readonly text: string;
+}
+
+/** A run that streams its pieces and resolves to its result. */
+export interface Generation extends AsyncIterable<Piece> {
+  readonly result: Promise<GenerateResult>;
+}
+
+export interface ScoreResult {
+  /** The first token has no logprob (0) when nothing stands before it. */
+  readonly tokens: { readonly id: number; readonly text: string; readonly logprob: number }[];
+  readonly logprob: number;
+}
+
+/** Text, or token ids as they are. */
+export type PromptInput = string | readonly number[] | Prompt;
+
+export interface Prompt {
+  readonly text: string;
+  readonly ids: readonly number[];
+  /** Character offsets of each token in `text`, [start, end). */
+  readonly offsets: readonly (readonly [number, number])[];
+  /** Token range [start, end) that covers a text's first occurrence, or a range of characters. Throws not-found. */
+  span(text: string | readonly [number, number]): readonly [number, number];
+}
+
+export interface Message {
+  readonly role: "system" | "user" | "assistant" | "tool" | (string & {});
+  readonly content: string | readonly string[];
+}
+
+/** One head's attention map, as asked for. */
+export interface AttentionMap {
+  readonly layer: number;
+  readonly head: number;
+  readonly rows: number;
+  readonly columns: number;
+  /** [rows, columns]; row i is what token i read. */
+  readonly data: Float32Array;
+  readonly tokens: readonly string[];
+}
+
+export interface ModelInfo {
+  readonly name: string;
+  readonly family: string;
+  readonly shape: ModelShape;
+  readonly parameters: number;
+  readonly weightBytes: number;
+  readonly cacheBytesPerToken: number;
+  readonly cacheType: "float32" | "int8";
+  readonly precision: "float32" | "int8" | "int4";
+  readonly provider: string;
+  readonly threads: number;
+  readonly methods: readonly string[];
+}
+
+/** A prefilled text: a value that answers, forks, is saved and opened. */
+export interface Reading extends AsyncDisposable {
+  readonly ids: readonly number[];
+  readonly length: number;
+  readonly bytes: number;
+  generate(text: PromptInput, options?: GenerateOptions): Generation;
+  /** Log-probabilities of a continuation; the reading stays as it is. */
+  score(text: PromptInput, options?: { signal?: AbortSignal }): Promise<ScoreResult>;
+  fork(): Promise<Reading>;
+  /** Appends a text for good. */
+  extend(text: PromptInput, options?: { signal?: AbortSignal }): Promise<void>;
+  save(file: string): Promise<void>;
+  close(): Promise<void>;
+}
+
+export type MethodInput = string | AttachedMethod;
+
+/** A streaming reduction of attention rows to numbers; see engine/hooks.ts, ObserveStep. */
+export interface Reducer<Result> {
+  readonly name: string;
+  /** Layers that it reads; default all. */
+  readonly layers?: readonly number[];
+  start(model: ModelShape, tokens: number): ReducerRun<Result>;
+}
+export interface ReducerRun<Result> {
+  observe(step: import("./hooks.js").ObserveStep): void;
+  finish(): Result;
+}
+
+/** A model with methods attached is a model. */
+export interface Model extends AsyncDisposable {
+  readonly info: ModelInfo;
+  readonly config: ModelConfig;
+  readonly tokenizer: Tokenizer;
+  with(...methods: MethodInput[]): Model;
+  prompt(input: string | readonly Message[], options?: { special?: boolean; generation?: boolean }): Prompt;
+  generate(prompt: PromptInput | readonly Message[], options?: GenerateOptions): Generation;
+  score(text: PromptInput, options?: { signal?: AbortSignal; onProgress?: (p: Progress) => void }): Promise<ScoreResult>;
+  /** Logits of the last row, or of all rows: [rows, V]. */
+  logits(prompt: PromptInput, options?: { rows?: "last" | "all"; signal?: AbortSignal }): Promise<Float32Array>;
+  read(
+    text: PromptInput,
+    options?: { attention?: MethodInput | readonly MethodInput[]; signal?: AbortSignal; onProgress?: (p: Progress) => void },
+  ): Promise<Reading>;
+  /** A reading saved by `save`. Refused when the model, its precision, cache type or methods differ. */
+  open(file: string): Promise<Reading>;
+  observe<R extends Record<string, Reducer<unknown>>>(
+    prompt: PromptInput,
+    reducers: R,
+    options?: { signal?: AbortSignal },
+  ): Promise<{ [K in keyof R]: R[K] extends Reducer<infer T> ? T : never }>;
+  attention(
+    prompt: PromptInput,
+    at: { layer: number; head: number; rows?: readonly [number, number] },
+  ): Promise<AttentionMap>;
+  close(): Promise<void>;
+}

@@ -1,0 +1,292 @@
+import type { Tensor } from "../graph/index.js";
+import type { LayerCache } from "./cache.js";
+
+/**
+ * The places where a method plugs into the way of one token. A method implements only the hooks that it uses; the
+ * engine runs them in the order in which the methods were given. Every array is row-major Float32Array unless said
+ * otherwise. T counts rows of this step, S keys, d the model's width, Hq query heads, Hkv key-value heads (also of a
+ * model without grouped queries, where Hkv = Hq), G = Hq / Hkv, D a head's width, V the vocabulary.
+ *
+ * docs/hooks.md defines each point exactly.
+ */
+
+/** prompt: rows of a text on an empty cache; extend: several rows on a filled one; decode: one row. */
+export type Phase = "prompt" | "extend" | "decode";
+
+/** What a method may know of the model it runs in. */
+export interface ModelShape {
+  readonly layers: number;
+  readonly width: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly mlpWidth: number;
+  readonly vocab: number;
+  readonly maxPositions: number;
+  /** Hash of the checkpoint, which head lists and method tensors carry. */
+  readonly hash: string;
+  /** True when the model rotates queries and keys. */
+  readonly rotary: boolean;
+}
+
+/** Where a method acts: layers and query heads; absent means all. Negative layers count from the last. */
+export interface Scope {
+  readonly layers?: readonly number[];
+  readonly heads?: readonly { readonly layer: number; readonly head: number }[];
+}
+
+/** One rotary plan as data: angles are position * inverse[i]; cos and sin are multiplied by `multiplier`. */
+export interface RotaryPlan {
+  /** [dims / 2] inverse frequencies. */
+  readonly inverse: Float32Array;
+  /** Factor on cos and sin (YaRN's and LongRoPE's attention factor). Default 1. */
+  readonly multiplier: number;
+  /** Rotated dimensions of a head; the rest pass. */
+  readonly dims: number;
+  /** Query scale as a function of the absolute position (log-n scaling and the like). Default 1. */
+  readonly queryScale?: (position: number) => number;
+}
+
+/** Which entries of the cache a part reads. Indices count stored entries of a KV head, oldest first, not positions. */
+export type Entries =
+  | "all"
+  | { readonly ranges: readonly (readonly [start: number, end: number])[] }
+  | { readonly pages: Int32Array }
+  | { readonly tokens: Int32Array };
+
+/**
+ * A log-bias on attention logits, added before the softmax. `data` is [heads, keys] or [heads, rows, keys]; `heads` is
+ * 1 (all alike), Hkv or Hq; `keys` are stored entries, oldest first.
+ */
+export interface LogBias {
+  readonly data: Float32Array;
+  readonly heads: number;
+  /** 0: the same for every row of the step. */
+  readonly rows: number;
+}
+
+/**
+ * The unit of attention. The parts of a row are disjoint sets of keys; their results merge exactly by log-sum-exp.
+ * The engine adds causality itself: row i of a step never sees a later row's key.
+ */
+export interface Part {
+  /** KV heads [from, to) that the part covers; default all. */
+  readonly heads?: readonly [from: number, to: number];
+  /** The queries of this part, rotated or projected for it: [T, Hq, D]; default the step's own. */
+  readonly query?: Float32Array;
+  /** Default "all". */
+  readonly entries?: Entries;
+  /** Only keys with (row's position) - (key's position) < window. */
+  readonly window?: number;
+  readonly bias?: LogBias;
+}
+
+/** A ready result that merges with the parts: output [T, Hq, D], lse [T, Hq] (-Infinity where nothing was read). */
+export interface Partial {
+  readonly output: Float32Array;
+  readonly lse: Float32Array;
+}
+
+/** What every hook of one method shares in one step. */
+export interface Step<State = unknown> {
+  readonly layer: number;
+  readonly phase: Phase;
+  /** T: rows of this call. In the prompt phase a hook may be called for a block of the prompt's rows. */
+  readonly rows: number;
+  /** Absolute positions of the rows, [T]. */
+  readonly positions: Int32Array;
+  /** Index of the block's first row in the prompt or extension (0 while decoding). */
+  readonly firstRow: number;
+  /** Rows of the whole prompt or extension, of which this step may be a block. */
+  readonly totalRows: number;
+  readonly model: ModelShape;
+  /** The method's own state for this sequence: plain data, cloned with the sequence and saved with it. */
+  state: State;
+}
+
+/** q, k, v as they leave the projections: after bias and q/k norm, before rotation. Edit in place. */
+export interface ActivationsStep<State = unknown> extends Step<State> {
+  readonly q: Float32Array; // [T, Hq, D]
+  readonly k: Float32Array; // [T, Hkv, D]
+  readonly v: Float32Array; // [T, Hkv, D]
+}
+
+/** How positions enter: the plan and the integers that stand for the rows' positions. */
+export interface PositionStep<State = unknown> extends Step<State> {
+  /** The model's own plan for this layer (null: no rotation). */
+  readonly plan: RotaryPlan | null;
+}
+export interface PositionResult {
+  readonly plan?: RotaryPlan;
+  /** Positions that the rows' queries and keys are rotated at, [T]; default the absolute ones. */
+  readonly query?: Int32Array;
+  readonly key?: Int32Array;
+}
+
+/**
+ * Keys and values of the step, wherever they lie: float32 as projected during the prompt, pages afterwards. `length`
+ * counts the entries that a KV head holds (heads may differ after eviction).
+ */
+export interface KeyView {
+  length(kvHead: number): number;
+  /** Absolute positions of the head's entries, oldest first. */
+  positions(kvHead: number): Int32Array;
+  /** Rotated keys of one head, widened to float32: [length, D]. */
+  keys(kvHead: number): Float32Array;
+  /** Values of one head: [length, D]. */
+  values(kvHead: number): Float32Array;
+}
+
+/** An attention step: what select, scores and pattern see. */
+export interface AttentionStep<State = unknown> extends Step<State> {
+  /** Rotated queries, [T, Hq, D]. */
+  readonly q: Float32Array;
+  readonly scale: number;
+  readonly view: KeyView;
+  /** The layer's pages; null during the prompt, whose keys are not in pages yet. */
+  readonly cache: LayerCache | null;
+  /** The step's queries rotated at other positions ([T]), from the unrotated ones: [T, Hq, D]. */
+  rotate(positions: Int32Array): Float32Array;
+  /** Logits of a part over all keys of the view, [Hq, T, S] with -Infinity where nothing is read. */
+  score(part?: Part): Promise<Float32Array>;
+  /** Attention over a part: ready to be merged. */
+  attend(part?: Part): Promise<Partial>;
+}
+
+/** Rows of logits or of weights that a method edits in place: data [Hq, T, S]. */
+export interface Rows {
+  readonly data: Float32Array;
+  readonly heads: number;
+  readonly rows: number;
+  readonly keys: number;
+}
+
+/**
+ * When entries may leave the cache. `when` is "before" (rows are about to be appended: make room), or "after" (the
+ * rows' attention is done and they are stored). After a prompt `q` holds the last rows' rotated queries.
+ */
+export interface RetainStep<State = unknown> extends Step<State> {
+  readonly when: "before" | "after";
+  readonly view: KeyView;
+  readonly scale: number;
+  /** Rows whose queries are given: the last `queryRows` of the step. */
+  readonly queryRows: number;
+  /** Rotated queries, [queryRows, Hq, D]; empty when `when` is "before". */
+  readonly q: Float32Array;
+  /** Rows that are about to be appended (when "before"), else 0. */
+  readonly incoming: number;
+  /** Attention weights of the last n query rows over all entries: [Hq, n, S], causal, full softmax. */
+  weights(n: number): Promise<Float32Array>;
+  /** Keeps these entries (sorted indices) of a KV head and frees the rest. */
+  keep(kvHead: number, entries: Int32Array): void;
+}
+
+/** Output of attention per head, before the output projection: [T, Hq, D]. Edit in place. */
+export interface HeadsStep<State = unknown> extends Step<State> {
+  readonly heads: Float32Array;
+}
+
+/** Values at a tap inside a dense segment: [T, width]. Edit in place. */
+export interface TapStep<State = unknown> extends Step<State> {
+  readonly x: Float32Array;
+  readonly width: number;
+}
+
+/** Logits before sampling: [V]. Edit in place. `ids` are the sequence's tokens so far. */
+export interface LogitsStep<State = unknown> extends Step<State> {
+  readonly logits: Float32Array;
+  readonly ids: readonly number[];
+}
+
+/** The token list before the model sees it. */
+export interface ContextStep<State = unknown> {
+  readonly ids: readonly number[];
+  readonly model: ModelShape;
+  state: State;
+  /** Log-probabilities of each next token and rotated queries/keys are to be had by running the model without methods. */
+  probe(ids: readonly number[], options: { layers?: number }): Promise<{ residual: Float32Array }>;
+}
+
+/** An observer of attention rows: weights [Hq, T, S] of one layer's block, exact, valid during the call only. */
+export interface ObserveStep<State = unknown> extends Step<State> {
+  /** Normalised weights; under a sparse method 0 where nothing was read. */
+  readonly weights: Rows;
+  /** Positions of the keys for a KV head, [S]. */
+  keyPositions(kvHead: number): Int32Array;
+}
+
+/**
+ * What a mechanism is given, as graph tensors: q [Hq, T, D], k and v [Hkv, S, D] rotated, mask [T, S] (1 visible, 0
+ * not), scale. It returns the heads' outputs [Hq, T, D].
+ */
+export interface MechanismInputs {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  readonly mask: Tensor;
+  readonly scale: number;
+}
+
+/**
+ * A method attached to a model: its hooks, each optional. A hook that is absent costs nothing; one that is declared for
+ * some layers only (`layers`) costs nothing elsewhere.
+ */
+export interface Hooks<State = unknown> {
+  /** Layers in which the hooks of attention act; default all. */
+  readonly layers?: readonly number[];
+  /** The state of a new sequence. */
+  state?(model: ModelShape): State;
+  context?(step: ContextStep<State>): Promise<readonly number[]> | readonly number[];
+  embeddings?(step: TapStep<State>): void;
+  position?(step: PositionStep<State>): PositionResult | undefined;
+  activations?(step: ActivationsStep<State>): void;
+  retain?(step: RetainStep<State>): void | Promise<void>;
+  select?(step: AttentionStep<State>): readonly (Part | Partial)[] | Promise<readonly (Part | Partial)[]>;
+  /** Added to the logits before the softmax: runs in the kernel path. */
+  bias?(step: AttentionStep<State>): LogBias | undefined;
+  /** Edits of whole rows of logits, -Infinity where nothing is read: runs in the row path. */
+  scores?(step: AttentionStep<State>, rows: Rows): void;
+  /** Edits of the weights after the softmax; rows need not sum to 1 afterwards: runs in the row path. */
+  pattern?(step: AttentionStep<State>, rows: Rows): void;
+  /** Reads the weights as used, after every `pattern`. */
+  observe?(step: ObserveStep<State>): void;
+  heads?(step: HeadsStep<State>): void;
+  attnOut?(step: TapStep<State>): void;
+  mlp?(step: TapStep<State>): void;
+  mlpOut?(step: TapStep<State>): void;
+  residual?(step: TapStep<State>): void;
+  logits?(step: LogitsStep<State>): void;
+  /** Attention replaced, in the layers of the method: written over graph tensors, compiled once a shape. */
+  mechanism?(inputs: MechanismInputs): Tensor;
+}
+
+/** A method's parameters bound: what is attached to a model. */
+export interface AttachedMethod {
+  readonly name: string;
+  /** Canonical string, e.g. "streaming-llm(sinks=4,window=512)": part of cache fingerprints. */
+  readonly spec: string;
+  readonly hooks: Hooks;
+}
+
+export const HOOK_NAMES = [
+  "context",
+  "embeddings",
+  "position",
+  "activations",
+  "retain",
+  "select",
+  "scores",
+  "pattern",
+  "heads",
+  "mlp",
+  "residual",
+  "logits",
+  "mechanism",
+  "observe",
+] as const;
+export type HookName = (typeof HOOK_NAMES)[number];
+
+/** True for a ready result, false for a part that is still to be attended. */
+export function isPartial(part: Part | Partial): part is Partial {
+  return "lse" in part;
+}
