@@ -79,6 +79,11 @@ export interface Part {
   /** Only keys with (row's position) - (key's position) < window. */
   readonly window?: number;
   readonly bias?: LogBias;
+  /**
+   * Read whatever other methods select (a selector's sinks and newest tokens): selections intersect, forced parts unite.
+   * A forced part names its keys by `entries` and has no `window`.
+   */
+  readonly forced?: boolean;
 }
 
 /** A ready result that merges with the parts: output [T, Hq, D], lse [T, Hq] (-Infinity where nothing was read). */
@@ -248,6 +253,8 @@ export interface Hooks<State = unknown> {
   scores?(step: AttentionStep<State>, rows: Rows): void;
   /** Edits of the weights after the softmax; rows need not sum to 1 afterwards: runs in the row path. */
   pattern?(step: AttentionStep<State>, rows: Rows): void;
+  /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
+  readonly replacesPattern?: boolean;
   /** Reads the weights as used, after every `pattern`. */
   observe?(step: ObserveStep<State>): void;
   heads?(step: HeadsStep<State>): void;
@@ -266,6 +273,10 @@ export interface AttachedMethod {
   /** Canonical string, e.g. "streaming-llm(sinks=4,window=512)": part of cache fingerprints. */
   readonly spec: string;
   readonly hooks: Hooks;
+  /** Where it acts, as given; its hooks honour it already. */
+  readonly scope?: Scope;
+  /** Throws `unsupported` or `bad-input`, with the reason, if the method cannot run in this model. */
+  readonly check?: (model: ModelShape) => void;
 }
 
 export const HOOK_NAMES = [

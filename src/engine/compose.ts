@@ -1,0 +1,450 @@
+import { FoveaError } from "../error.js";
+import type { AttachedMethod, Entries, Hooks, KeyView, LogBias, ModelShape, Part, Partial } from "./hooks.js";
+import { isPartial } from "./hooks.js";
+
+/** One method's hooks; `index` finds its state among the sequence's. */
+export interface MethodHooks {
+  readonly index: number;
+  readonly name: string;
+  readonly hooks: Hooks;
+}
+
+/** The methods that act in one layer, per hook, in the order given. A hook that nobody has is an empty list. */
+export interface LayerHooks {
+  /** Any hook between the projections and the output projection: false means the plain kernel call will do. */
+  readonly attention: boolean;
+  /** Any hook that decides or looks at what is read (select, bias, scores, pattern, observe). */
+  readonly reads: boolean;
+  /** Weights are seen or edited row by row, so no row of a prompt may be left out, not even in the last layer. */
+  readonly everyRow: boolean;
+  readonly position: MethodHooks | undefined;
+  readonly mechanism: MethodHooks | undefined;
+  readonly activations: readonly MethodHooks[];
+  readonly retain: readonly MethodHooks[];
+  readonly select: readonly MethodHooks[];
+  readonly bias: readonly MethodHooks[];
+  readonly scores: readonly MethodHooks[];
+  readonly pattern: readonly MethodHooks[];
+  readonly observe: readonly MethodHooks[];
+  readonly heads: readonly MethodHooks[];
+  readonly attnOut: readonly MethodHooks[];
+  readonly mlp: readonly MethodHooks[];
+  readonly mlpOut: readonly MethodHooks[];
+  readonly residual: readonly MethodHooks[];
+}
+
+/** Methods composed for one model by the law of composition. */
+export interface Composed {
+  readonly methods: readonly AttachedMethod[];
+  /** The methods' canonical strings joined by "+": "" without methods. */
+  readonly spec: string;
+  readonly context: readonly MethodHooks[];
+  readonly embeddings: readonly MethodHooks[];
+  readonly logits: readonly MethodHooks[];
+  /** Layers 0..L-1; L holds what acts on the residual stream after the last layer. */
+  layer(layer: number): LayerHooks;
+}
+
+/**
+ * Composes methods, in the order given. The law: activations, heads, residual, logits: in sequence. scores: biases add,
+ * edits in sequence. select: intersect, forced entries unite. retain: in order, each seeing what the one before left.
+ * position, mechanism, replacement of the pattern: one only in a layer.
+ *
+ * Throws `unsupported` with the reason when two methods cannot act together or one cannot run in this model, and
+ * `bad-input` for layers or heads that the model does not have.
+ */
+export function compose(methods: readonly AttachedMethod[], model: ModelShape): Composed {
+  const all = methods.map(({ name, hooks }, index): MethodHooks => ({ index, name, hooks }));
+  for (const method of methods) {
+    checkHeads(method, model);
+    method.check?.(model);
+  }
+  const acting = all.map(({ name, hooks }) => layersOf(name, hooks, model.layers));
+  const having = (hook: keyof Hooks) => all.filter(({ hooks }) => hooks[hook] !== undefined);
+  const inLayer = (hook: keyof Hooks, layer: number) => having(hook).filter(({ index }) => acting[index](layer));
+  const layers = Array.from({ length: model.layers + 1 }, (_, layer): LayerHooks => {
+    if (layer === model.layers) return { ...NOTHING, residual: inLayer("residual", layer) };
+    const at = (hook: keyof Hooks) => inLayer(hook, layer);
+    const position = onlyOne(
+      inLayer("position", layer),
+      layer,
+      "position",
+      "sets how positions enter queries and keys",
+    );
+    const mechanism = onlyOne(at("mechanism"), layer, "mechanism", "replaces attention");
+    const [activations, retain, heads] = [at("activations"), at("retain"), at("heads")];
+    const [select, bias, scores, pattern, observe] = [
+      at("select"),
+      at("bias"),
+      at("scores"),
+      at("pattern"),
+      at("observe"),
+    ];
+    onlyOne(
+      pattern.filter(({ hooks }) => hooks.replacesPattern),
+      layer,
+      "pattern",
+      "replaces the attention weights",
+    );
+    const reading = [...select, ...bias, ...scores, ...pattern, ...observe];
+    if (mechanism && reading.length > 0)
+      throw new FoveaError(
+        "unsupported",
+        `${mechanism.name} and ${reading[0].name} cannot act together in layer ${layer}: ${mechanism.name} replaces ` +
+          `attention, so that ${reading[0].name} has no attention rows to act on`,
+        { hint: "give one of them `layers` that leave this layer out" },
+      );
+    const reads = reading.length > 0;
+    return {
+      ...{ position, mechanism, activations, retain, select, bias, scores, pattern, observe, heads, reads },
+      attnOut: at("attnOut"),
+      mlp: at("mlp"),
+      mlpOut: at("mlpOut"),
+      residual: at("residual"),
+      everyRow: scores.length + pattern.length + observe.length > 0,
+      attention: reads || !!position || !!mechanism || activations.length + retain.length + heads.length > 0,
+    };
+  });
+  return {
+    methods,
+    spec: methods.map((m) => m.spec).join("+"),
+    context: having("context"),
+    embeddings: having("embeddings"),
+    logits: having("logits"),
+    layer: (layer) => layers[layer],
+  };
+}
+
+const NOTHING: LayerHooks = {
+  attention: false,
+  reads: false,
+  everyRow: false,
+  position: undefined,
+  mechanism: undefined,
+  activations: [],
+  retain: [],
+  select: [],
+  bias: [],
+  scores: [],
+  pattern: [],
+  observe: [],
+  heads: [],
+  attnOut: [],
+  mlp: [],
+  mlpOut: [],
+  residual: [],
+};
+
+function onlyOne(methods: readonly MethodHooks[], layer: number, hook: string, does: string): MethodHooks | undefined {
+  if (methods.length > 1)
+    throw new FoveaError(
+      "unsupported",
+      `${methods[0].name} and ${methods[1].name} cannot act together in layer ${layer}: each ${does}, and only one can`,
+      { hint: `drop one, or give them different \`layers\` (hook: ${hook})` },
+    );
+  return methods[0];
+}
+
+/** A test of layers from a method's list; negative ones count from the last, absent means all. */
+function layersOf(name: string, hooks: Hooks, layers: number): (layer: number) => boolean {
+  if (!hooks.layers) return () => true;
+  const own = new Set<number>();
+  for (const layer of hooks.layers) {
+    const at = layer < 0 ? layer + layers : layer;
+    // layer L, after the last one, exists for the residual stream
+    const last = hooks.residual ? layers : layers - 1;
+    if (!Number.isInteger(at) || at < 0 || at > last)
+      throw new FoveaError(
+        "bad-input",
+        `${name}: layer ${layer} does not exist; the model has layers 0 to ${layers - 1}`,
+        {
+          hint: "negative layers count from the last: -1 is the last layer",
+        },
+      );
+    own.add(at);
+  }
+  return (layer) => own.has(layer);
+}
+
+function checkHeads({ name, scope, hooks }: AttachedMethod, model: ModelShape): void {
+  if (!scope?.heads) return;
+  const group = model.heads / model.kvHeads;
+  const chosen = new Set<number>();
+  for (const { layer, head } of scope.heads) {
+    const at = layer < 0 ? layer + model.layers : layer;
+    if (at < 0 || at >= model.layers || head < 0 || head >= model.heads)
+      throw new FoveaError(
+        "bad-input",
+        `${name}: head ${layer}.${head} does not exist; the model has layers 0 to ${model.layers - 1} and heads 0 to ${model.heads - 1}`,
+      );
+    chosen.add(at * model.heads + head);
+  }
+  if (!hooks.select && !hooks.retain) return;
+  for (const at of chosen) {
+    const layer = Math.floor(at / model.heads);
+    const first = Math.floor((at % model.heads) / group) * group;
+    for (let head = first; head < first + group; head++)
+      if (!chosen.has(layer * model.heads + head))
+        throw new FoveaError(
+          "bad-input",
+          `${name} decides what is cached or read per key-value head, which query heads ${layer}.${first} to ` +
+            `${layer}.${first + group - 1} share; the scope leaves out ${layer}.${head}`,
+          { hint: `give all heads of the group: heads=${layer}.${first}-${first + group - 1}` },
+        );
+  }
+}
+
+/** Sizes that selections and biases are laid out by. */
+export interface HeadCounts {
+  readonly heads: number;
+  readonly kvHeads: number;
+}
+
+/**
+ * The parts that several methods' selections leave: per KV head the intersection of their keys, united with what any
+ * of them forces. An intersected part carries the biases of both, the smaller window, and the query of the one that
+ * rotates or projects its own. No selection means everything.
+ *
+ * `positions` are the rows' absolute positions, [T]. Throws `unsupported` when two methods bring queries of their own
+ * or a ready result for the same keys: neither can be expressed through the other.
+ */
+export function combineSelections(
+  selections: readonly (readonly (Part | Partial)[])[],
+  view: KeyView,
+  shape: HeadCounts,
+  positions: Int32Array,
+): readonly (Part | Partial)[] {
+  if (selections.length === 0) return EVERYTHING;
+  if (selections.length === 1) return selections[0];
+  const context: Combining = { view, shape, positions };
+  let result = selections[0].map(plainPart);
+  for (const next of selections.slice(1)) result = combineTwo(result, next.map(plainPart), context);
+  return result.length > 0 ? result : NOTHING_READ;
+}
+
+const EVERYTHING: readonly Part[] = [{}];
+const NOTHING_READ: readonly Part[] = [{ entries: { ranges: [] } }];
+
+interface Combining {
+  readonly view: KeyView;
+  readonly shape: HeadCounts;
+  readonly positions: Int32Array;
+}
+
+function plainPart(part: Part | Partial): Part {
+  if (isPartial(part))
+    throw new FoveaError(
+      "unsupported",
+      "a method that returns ready results cannot be combined with another selection",
+      {
+        hint: "attach one of the two, or give them different `layers`",
+      },
+    );
+  if (part.forced && part.window !== undefined)
+    throw new FoveaError("bad-input", "a forced part names its keys by `entries`; it has no `window`");
+  return part;
+}
+
+/** (A and B) or forced(A) or forced(B), as disjoint parts. */
+function combineTwo(a: readonly Part[], b: readonly Part[], context: Combining): Part[] {
+  const parts: Part[] = [];
+  for (const x of a) for (const y of b) parts.push(...intersect(x, y, context));
+  for (const x of a) if (x.forced) parts.push(...without(x, b, context));
+  for (const y of b) if (y.forced) parts.push(...without(y, a, context));
+  return parts;
+}
+
+function intersect(a: Part, b: Part, context: Combining): Part[] {
+  const heads = commonHeads(a, b, context.shape.kvHeads);
+  if (!heads) return [];
+  const entries = intersectEntries(a.entries ?? "all", b.entries ?? "all", longest(context.view, heads));
+  if (isEmpty(entries)) return [];
+  if (a.query && b.query && a.query !== b.query)
+    throw new FoveaError("unsupported", "two methods bring queries of their own for the same keys; only one can", {
+      hint: "attach one of the two, or give them different `layers`",
+    });
+  const query = a.query ?? b.query;
+  const window = Math.min(a.window ?? Number.POSITIVE_INFINITY, b.window ?? Number.POSITIVE_INFINITY);
+  const bias = a.bias && b.bias ? addBiases(a.bias, b.bias, context.shape) : (a.bias ?? b.bias);
+  return [
+    {
+      ...(a.heads || b.heads ? { heads } : {}),
+      ...(query ? { query } : {}),
+      ...(entries === "all" ? {} : { entries }),
+      ...(window < Number.POSITIVE_INFINITY ? { window } : {}),
+      ...(bias ? { bias } : {}),
+      ...(a.forced || b.forced ? { forced: true } : {}),
+    },
+  ];
+}
+
+/** What of a forced part none of `others` reads. Their windows end at another key for each row, so they become masks. */
+function without(forced: Part, others: readonly Part[], context: Combining): Part[] {
+  let left: Part[] = [forced];
+  for (const other of others) left = left.flatMap((part) => subtract(part, other, context));
+  return left;
+}
+
+function subtract(part: Part, other: Part, context: Combining): Part[] {
+  const { view, shape, positions } = context;
+  const heads = commonHeads(part, other, shape.kvHeads);
+  if (!heads) return [part];
+  const [from, to] = part.heads ?? [0, shape.kvHeads];
+  const outside = (
+    [
+      [from, heads[0]],
+      [heads[1], to],
+    ] as const
+  )
+    .filter(([a, b]) => a < b)
+    .map((h) => ({ ...part, heads: h }));
+  const length = longest(view, heads);
+  const mine = part.entries ?? "all";
+  const theirs = other.entries ?? "all";
+  const cut: Part[] = [];
+  const rest = subtractEntries(mine, theirs, length);
+  if (!isEmpty(rest)) cut.push({ ...part, heads, entries: rest });
+  if (other.window !== undefined) {
+    const both = toRanges(intersectEntries(mine, theirs, length), length);
+    for (let head = heads[0]; head < heads[1]; head++) {
+      const keys = view.positions(head);
+      const beyond: Range[] = [];
+      // windows move forward with the rows, so the last row leaves the most keys behind
+      for (const [a, b] of both) {
+        let end = a;
+        while (end < Math.min(b, keys.length) && positions[positions.length - 1] - keys[end] >= other.window) end++;
+        if (end > a) beyond.push([a, end]);
+      }
+      if (beyond.length === 0) continue;
+      cut.push({
+        ...part,
+        heads: [head, head + 1],
+        entries: { ranges: beyond },
+        ...(positions.length > 1 ? { bias: beyondWindow(part.bias, keys, other.window, context) } : {}),
+      });
+    }
+  }
+  return [...outside, ...cut];
+}
+
+/** Logits below this count as masked everywhere in the engine. */
+const MASKED = -1e30;
+
+/** A bias that masks, for each row, the keys within `window` of it. */
+function beyondWindow(bias: LogBias | undefined, keys: Int32Array, window: number, context: Combining): LogBias {
+  const { positions, shape, view } = context;
+  const width = longest(view, [0, shape.kvHeads]);
+  const data = new Float32Array(positions.length * width);
+  for (let row = 0; row < positions.length; row++)
+    for (let i = 0; i < keys.length; i++) if (positions[row] - keys[i] < window) data[row * width + i] = MASKED;
+  const mask: LogBias = { data, heads: 1, rows: positions.length };
+  return bias ? addBiases(bias, mask, shape) : mask;
+}
+
+function commonHeads(a: Part, b: Part, kvHeads: number): readonly [number, number] | undefined {
+  const [fromA, toA] = a.heads ?? [0, kvHeads];
+  const [fromB, toB] = b.heads ?? [0, kvHeads];
+  const from = Math.max(fromA, fromB);
+  const to = Math.min(toA, toB);
+  return from < to ? [from, to] : undefined;
+}
+
+function longest(view: KeyView, [from, to]: readonly [number, number]): number {
+  let length = 0;
+  for (let head = from; head < to; head++) length = Math.max(length, view.length(head));
+  return length;
+}
+
+type Range = readonly [start: number, end: number];
+const PAGE = 16;
+
+/** Sorted, disjoint, non-empty ranges of entries below `length`. */
+export function toRanges(entries: Entries, length: number): Range[] {
+  if (entries === "all") return length > 0 ? [[0, length]] : [];
+  const raw: Range[] = [];
+  if ("ranges" in entries) raw.push(...entries.ranges);
+  else if ("pages" in entries) for (const p of entries.pages) raw.push([p * PAGE, (p + 1) * PAGE]);
+  else for (const t of entries.tokens) raw.push([t, t + 1]);
+  const clipped = raw
+    .map(([a, b]): [number, number] => [Math.max(0, a), Math.min(length, b)])
+    .filter(([a, b]) => a < b);
+  clipped.sort((x, y) => x[0] - y[0]);
+  const merged: [number, number][] = [];
+  for (const [a, b] of clipped) {
+    const last = merged.at(-1);
+    if (last && a <= last[1]) last[1] = Math.max(last[1], b);
+    else merged.push([a, b]);
+  }
+  return merged;
+}
+
+/** Entries that both name. */
+export function intersectEntries(a: Entries, b: Entries, length: number): Entries {
+  if (a === "all") return b;
+  if (b === "all") return a;
+  if ("pages" in a && "pages" in b) {
+    const own = new Set(a.pages);
+    return { pages: b.pages.filter((p) => own.has(p)) };
+  }
+  const x = toRanges(a, length);
+  const y = toRanges(b, length);
+  const ranges: Range[] = [];
+  for (let i = 0, j = 0; i < x.length && j < y.length; ) {
+    const from = Math.max(x[i][0], y[j][0]);
+    const to = Math.min(x[i][1], y[j][1]);
+    if (from < to) ranges.push([from, to]);
+    if (x[i][1] < y[j][1]) i++;
+    else j++;
+  }
+  return { ranges };
+}
+
+/** Entries of `a` that `b` does not name. */
+export function subtractEntries(a: Entries, b: Entries, length: number): Entries {
+  if (b === "all") return { ranges: [] };
+  const holes = toRanges(b, length);
+  if (holes.length === 0) return a;
+  const ranges: Range[] = [];
+  for (const [start, end] of toRanges(a, length)) {
+    let at = start;
+    for (const [from, to] of holes) {
+      if (to <= at) continue;
+      if (from >= end) break;
+      if (from > at) ranges.push([at, from]);
+      at = Math.max(at, to);
+    }
+    if (at < end) ranges.push([at, end]);
+  }
+  return { ranges };
+}
+
+function isEmpty(entries: Entries): boolean {
+  if (entries === "all") return false;
+  if ("ranges" in entries) return entries.ranges.every(([a, b]) => a >= b);
+  return ("pages" in entries ? entries.pages : entries.tokens).length === 0;
+}
+
+/** The sum of two log-biases, widened to the finer of their grids of heads and rows. */
+export function addBiases(a: LogBias, b: LogBias, shape: HeadCounts): LogBias {
+  const heads = Math.max(a.heads, b.heads);
+  const rows = Math.max(a.rows, b.rows);
+  const keys = a.data.length / (a.heads * Math.max(1, a.rows));
+  if (keys !== b.data.length / (b.heads * Math.max(1, b.rows)))
+    throw new FoveaError(
+      "bad-shape",
+      `two biases cover ${keys} and ${b.data.length / (b.heads * Math.max(1, b.rows))} keys`,
+    );
+  const start = (bias: LogBias, head: number, row: number) => {
+    const own = bias.heads === heads ? head : bias.heads === 1 ? 0 : Math.floor(head / (shape.heads / shape.kvHeads));
+    return (own * Math.max(1, bias.rows) + (bias.rows > 0 ? row : 0)) * keys;
+  };
+  const count = Math.max(1, rows);
+  const data = new Float32Array(heads * count * keys);
+  for (let head = 0, to = 0; head < heads; head++)
+    for (let row = 0; row < count; row++, to += keys) {
+      const x = start(a, head, row);
+      const y = start(b, head, row);
+      for (let i = 0; i < keys; i++) data[to + i] = a.data[x + i] + b.data[y + i];
+    }
+  return { data, heads, rows };
+}
