@@ -1,0 +1,175 @@
+import { parseArgs } from "node:util";
+import type { Io } from "./io.js";
+import { flag, kebab, type Option, type OptionTable, type OptionValues, UsageError } from "./options.js";
+import { nearest } from "./suggest.js";
+
+/** A command as a table: its help text is generated from it. */
+export interface Command {
+  readonly name: string;
+  /** One line for the list of commands. */
+  readonly summary: string;
+  /** Shown under the usage line. */
+  readonly about?: string;
+  readonly positionals?: readonly Positional[];
+  readonly options: OptionTable;
+  readonly examples?: readonly string[];
+  /** Resolves to the exit code. */
+  run(args: readonly string[], io: Io): Promise<number>;
+}
+
+export interface Positional {
+  readonly name: string;
+  readonly help: string;
+  readonly optional?: boolean;
+}
+
+interface Definition<O extends OptionTable> {
+  readonly name: string;
+  readonly summary: string;
+  readonly about?: string;
+  readonly positionals?: readonly Positional[];
+  readonly options: O;
+  readonly examples?: readonly string[];
+  run(values: OptionValues<O>, positionals: readonly string[], io: Io): Promise<number | undefined>;
+}
+
+const HELP = { help: flag("show this help", { short: "h" }) };
+
+/** Makes a command of its definition: parsing, --help and the error messages come from the table. */
+export function command<const O extends OptionTable>(definition: Definition<O>): Command {
+  const made: Command = {
+    ...definition,
+    options: { ...definition.options, ...HELP },
+    async run(args, io) {
+      const { values, positionals } = parseOptions(args, made.options, definition.name);
+      if (values.help) {
+        io.out(commandHelp(made));
+        return 0;
+      }
+      checkPositionals(positionals, definition.positionals ?? [], definition.name);
+      return (await definition.run(values as OptionValues<O>, positionals, io)) ?? 0;
+    },
+  };
+  return made;
+}
+
+/**
+ * Reads a command line against a table of options.
+ * @throws UsageError naming the option that is unknown, lacks its value or has a wrong one
+ */
+export function parseOptions<const O extends OptionTable>(
+  args: readonly string[],
+  options: O,
+  commandName: string,
+): { values: OptionValues<O>; positionals: string[] } {
+  const names = new Map(Object.keys(options).map((name) => [kebab(name), name]));
+  const shorts = new Map(Object.entries(options).flatMap(([name, { short }]) => (short ? [[short, name]] : [])));
+  const { tokens } = parseArgs({
+    args: joinValues(args, options, names, shorts),
+    options: Object.fromEntries(
+      Object.entries(options).map(([name, { value, short }]) => [
+        kebab(name),
+        { type: value === undefined ? "boolean" : "string", ...(short ? { short } : {}) } as const,
+      ]),
+    ),
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+  });
+  const values: Record<string, unknown> = {};
+  for (const [name, option] of Object.entries(options)) values[name] = option.fallback;
+  const positionals: string[] = [];
+  for (const token of tokens) {
+    if (token.kind === "positional") positionals.push(token.value);
+    if (token.kind !== "option") continue;
+    const name = names.get(token.name);
+    if (name === undefined) throw unknownOption(token.rawName, names.keys(), commandName);
+    const option: Option<unknown> = options[name];
+    if (option.value === undefined && token.value !== undefined) {
+      throw new UsageError(`--${token.name} takes no value, got "${token.value}"`);
+    }
+    if (option.value !== undefined && token.value === undefined) {
+      throw new UsageError(`--${token.name} needs a value: --${token.name} <${option.value}>`, hintFor(commandName));
+    }
+    values[name] = option.parse(token.value ?? "", token.name);
+  }
+  return { values: values as OptionValues<O>, positionals };
+}
+
+/**
+ * Writes `--name value` as `--name=value`, so that a value may begin with a dash (a negative number, a Markdown list as
+ * a prompt), unless it is itself one of the command's flags.
+ */
+function joinValues(
+  args: readonly string[],
+  options: OptionTable,
+  names: ReadonlyMap<string, string>,
+  shorts: ReadonlyMap<string, string>,
+): string[] {
+  const nameOf = (arg: string): string | undefined => {
+    if (arg.startsWith("--")) return names.get(arg.slice(2));
+    return arg.length === 2 && arg.startsWith("-") ? shorts.get(arg[1]) : undefined;
+  };
+  const joined: string[] = [];
+  for (let i = 0; i < args.length; i++) {
+    if (args[i] === "--") return [...joined, ...args.slice(i)];
+    const name = nameOf(args[i]);
+    const next = args[i + 1];
+    if (name !== undefined && options[name].value !== undefined && next !== undefined && nameOf(next) === undefined) {
+      joined.push(`--${kebab(name)}=${next}`);
+      i++;
+    } else joined.push(args[i]);
+  }
+  return joined;
+}
+
+function hintFor(commandName: string): string {
+  return `fovea ${commandName} --help lists its options`;
+}
+
+function unknownOption(given: string, known: Iterable<string>, commandName: string): UsageError {
+  const meant = nearest(given.replace(/^-+/, ""), known);
+  const hint = hintFor(commandName);
+  return new UsageError(
+    `unknown option ${given} for fovea ${commandName}`,
+    meant ? `did you mean --${meant}? ${hint}` : hint,
+  );
+}
+
+function checkPositionals(given: readonly string[], wanted: readonly Positional[], commandName: string): void {
+  const missing = wanted.find((positional, i) => !positional.optional && given.length <= i);
+  if (missing)
+    throw new UsageError(`fovea ${commandName} needs <${missing.name}>: ${missing.help}`, hintFor(commandName));
+  if (given.length > wanted.length) {
+    const extra = given[wanted.length];
+    const hint = wanted.length === 0 ? `a prompt goes behind -p: -p ${JSON.stringify(extra)}` : hintFor(commandName);
+    throw new UsageError(`fovea ${commandName} does not take "${extra}"`, hint);
+  }
+}
+
+/** The help text of one command. */
+export function commandHelp(of: Command): string {
+  const positionals = (of.positionals ?? []).map(({ name, optional }) => (optional ? `[${name}]` : `<${name}>`));
+  const lines = [["usage: fovea", of.name, ...positionals, "[options]"].join(" "), "", of.about ?? of.summary, ""];
+  if (of.positionals?.length) lines.push(...columns(of.positionals.map(({ name, help }) => [`  ${name}`, help])), "");
+  lines.push("options:", ...columns(Object.entries(of.options).map(([name, option]) => optionLine(name, option))));
+  if (of.examples?.length) lines.push("", "examples:", ...of.examples.map((example) => `  ${example}`));
+  return `${lines.join("\n")}\n`;
+}
+
+function optionLine(name: string, option: Option<unknown>): [string, string] {
+  const left = `  ${option.short ? `-${option.short}, ` : "    "}--${kebab(name)}`;
+  const shown = option.fallbackText ?? (typeof option.fallback === "boolean" ? undefined : option.fallback);
+  return [
+    option.value === undefined ? left : `${left} <${option.value}>`,
+    shown === undefined ? option.help : `${option.help} (default ${String(shown)})`,
+  ];
+}
+
+/** Two aligned columns; a left side that is too wide takes a line of its own. */
+export function columns(rows: readonly (readonly [string, string])[], widest = 34): string[] {
+  const width = Math.min(widest, Math.max(...rows.map(([left]) => left.length))) + 2;
+  return rows.flatMap(([left, right]) =>
+    left.length + 2 > width ? [left, " ".repeat(width) + right] : [left.padEnd(width) + right],
+  );
+}
