@@ -1,0 +1,44 @@
+import type { AttachedMethod } from "../engine/hooks.js";
+import { FoveaError } from "../error.js";
+import { full } from "./full.js";
+import type { Card, MethodFactory } from "./method.js";
+import { streamingLlm } from "./streaming/streaming-llm.js";
+import { didYouMean, parseMethods } from "./string.js";
+
+/** A method of any parameters, as the catalog holds it. */
+export type AnyMethod = Pick<MethodFactory, "card" | "from">;
+
+/** All methods. To add one is to add its line. */
+const METHODS: readonly AnyMethod[] = [full, streamingLlm];
+
+/** The methods by name, in the order of the list. */
+export const catalog: ReadonlyMap<string, AnyMethod> = new Map(METHODS.map((m) => [m.card.name, m]));
+
+/** What `resolve` takes: a method string, an attached method, or a list of both. */
+export type MethodsInput = string | AttachedMethod | readonly (string | AttachedMethod)[];
+
+/**
+ * Attached methods from strings and methods, in order; "" is none. Throws bad-input for a string that does not parse or
+ * a parameter out of range, unknown-method for a name that is not in the catalog.
+ */
+export function resolve(input: MethodsInput, methods: ReadonlyMap<string, AnyMethod> = catalog): AttachedMethod[] {
+  if (typeof input !== "string") return "hooks" in input ? [input] : input.flatMap((one) => resolve(one, methods));
+  if (input.trim() === "") return [];
+  return parseMethods(input).map(({ name, params, at }) => {
+    const found = methods.get(name);
+    if (!found)
+      throw new FoveaError(
+        "unknown-method",
+        `unknown method ${JSON.stringify(name)} at position ${at} of the method string`,
+        {
+          hint: didYouMean(name, methods.keys()),
+        },
+      );
+    return found.from(params);
+  });
+}
+
+/** The catalog as `fovea methods` prints it. */
+export function listMethods(): Card[] {
+  return [...catalog.values()].map((m) => m.card);
+}
