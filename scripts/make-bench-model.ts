@@ -9,6 +9,7 @@ import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type GgufValue, writeGguf } from "../src/models/gguf.js";
 import type { TensorToWrite } from "../src/models/tensor-file.js";
+import { byteLetters } from "./train-tokenizer.js";
 
 const SHAPE = { layers: 30, width: 576, heads: 9, kvHeads: 3, headDim: 64, mlp: 1536, vocab: 49152, positions: 65536 };
 const ROW_BLOCK = 32;
@@ -70,15 +71,6 @@ function tensors(): TensorToWrite[] {
     matrix(`blk.${l}.ffn_down.weight`, width, mlp),
   ]).flat();
   return [matrix("token_embd.weight", vocab, width), ones("output_norm.weight"), ...blocks];
-}
-
-/** Byte-level letters of GPT-2's tokenizer: printable bytes stand for themselves, others are moved beyond 255. */
-function byteLetters(): string[] {
-  let moved = 256;
-  return Array.from({ length: 256 }, (_, byte) => {
-    const printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    return String.fromCodePoint(printable ? byte : moved++);
-  });
 }
 
 function metadata(): Record<string, GgufValue> {

@@ -88,7 +88,8 @@ export function parseOptions<const O extends OptionTable>(
     if (option.value === undefined && token.value !== undefined) {
       throw new UsageError(`--${token.name} takes no value, got "${token.value}"`);
     }
-    if (option.value !== undefined && token.value === undefined) {
+    // A value that stands apart was joined above, unless it is a flag itself.
+    if (option.value !== undefined && !token.inlineValue) {
       throw new UsageError(`--${token.name} needs a value: --${token.name} <${option.value}>`, hintFor(commandName));
     }
     values[name] = option.parse(token.value ?? "", token.name);
