@@ -208,7 +208,7 @@ export interface ContextStep<State = unknown> {
   readonly ids: readonly number[];
   readonly model: ModelShape;
   state: State;
-  /** Log-probabilities of each next token and rotated queries/keys are to be had by running the model without methods. */
+  /** The residual stream behind the first `layers` layers (default all) of a run without methods: [T, d]. */
   probe(ids: readonly number[], options: { layers?: number }): Promise<{ residual: Float32Array }>;
 }
 
@@ -221,8 +221,9 @@ export interface ObserveStep<State = unknown> extends Step<State> {
 }
 
 /**
- * What a mechanism is given, as graph tensors: q [Hq, T, D], k and v [Hkv, S, D] rotated, mask [T, S] (1 visible, 0
- * not), scale. It returns the heads' outputs [Hq, T, D].
+ * What a mechanism is given, as graph tensors: q [Hq, T, D]; k [Hq, S, D] and v [Hq, S, Dv], rotated, each key-value
+ * head repeated for its query heads; mask [Hq, T, S] (1 visible, 0 not); scale. It returns the heads' outputs
+ * [Hq, T, Dv].
  */
 export interface MechanismInputs {
   readonly q: Tensor;
@@ -256,7 +257,7 @@ export interface Hooks<State = unknown> {
   /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
   readonly replacesPattern?: boolean;
   /** Reads the weights as used, after every `pattern`. */
-  observe?(step: ObserveStep<State>): void;
+  observe?(step: ObserveStep<State>): void | Promise<void>;
   heads?(step: HeadsStep<State>): void;
   attnOut?(step: TapStep<State>): void;
   mlp?(step: TapStep<State>): void;

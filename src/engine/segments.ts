@@ -17,7 +17,8 @@ export interface Link {
   readonly segment: Segment;
   readonly inputs: readonly string[];
   readonly outputs: readonly string[];
-  readonly widths: readonly number[];
+  /** Per output its shape after the rows. */
+  readonly tails: readonly (readonly number[])[];
   readonly stop?: Stop;
 }
 
@@ -108,15 +109,10 @@ export class Segments {
       segment,
       inputs: inputs.map(([key]) => key),
       outputs: wanted.map(([key]) => key),
-      widths: wanted.map(([, t]) => width(t)),
+      tails: wanted.map(([, t]) => t.shape.slice(1).map(Number)),
       stop,
     };
   }
-}
-
-/** Values of one row of a tensor [T, ...]. */
-function width(t: Tensor): number {
-  return t.shape.slice(1).reduce<number>((a, b) => a * Number(b), 1);
 }
 
 /** Tensors reached backwards from `outputs`, the walk stopping at `cut` (which are included where reached). */

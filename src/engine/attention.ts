@@ -1,0 +1,390 @@
+import { FoveaError } from "../error.js";
+import type { AttentionShape, BlockAttention } from "./block-attention.js";
+import type { Cache } from "./cache.js";
+import type { Composed, LayerHooks } from "./compose.js";
+import { addBiases, combineSelections } from "./compose.js";
+import type { FusedAttention } from "./fused-attention.js";
+import type { AttentionStep, KeyView, LogBias, ModelShape, Part, Partial, Phase, RetainStep, RotaryPlan, Rows, Step } from "./hooks.js";
+import { isPartial } from "./hooks.js";
+import { FloatKeys, floatKeysOfCache, type KeySource, type QueryRows } from "./key-source.js";
+import type { MechanismRunner } from "./mechanism.js";
+import { PagedKeys } from "./paged-keys.js";
+import { RotaryTable, rotate } from "./rotary.js";
+
+/** What attention needs of a sequence. */
+export interface AttentionSequence {
+  readonly cache: Cache;
+  readonly composed: Composed;
+  readonly states: unknown[];
+  /** Rotary tables per layer, chosen when the sequence began. */
+  readonly tables?: readonly (RotaryTable | null)[];
+}
+
+/** Rows on their way through a layer: unrotated projections and absolute positions. q is rotated in place. */
+export interface LayerRows {
+  readonly phase: Phase;
+  readonly rows: number;
+  readonly positions: Int32Array;
+  readonly q: Float32Array; // [T, Hq, D]
+  readonly k: Float32Array; // [T, Hkv, D]
+  readonly v: Float32Array; // [T, Hkv, Dv]
+}
+
+/** From this many rows on, an extension reads the cache out and runs as a graph; below, kernels run on the pages. */
+const GRAPH_ROWS = 24;
+/** Bytes that a block's logits may take. */
+const BLOCK_BYTES = 48 << 20;
+
+/**
+ * Everything between a layer's projections and its output projection: activations, position, cache, retain, select,
+ * scores, pattern, weighted sum, heads. Without hooks it is one fused operator (prompt) or one kernel call (decode).
+ */
+export class AttentionRunner {
+  readonly #shapes: readonly AttentionShape[];
+  readonly #blocks: BlockAttention;
+  readonly #fused: FusedAttention;
+  readonly #mechanisms: MechanismRunner;
+  readonly #model: ModelShape;
+
+  constructor(
+    model: ModelShape,
+    shapes: readonly AttentionShape[],
+    blocks: BlockAttention,
+    fused: FusedAttention,
+    mechanisms: MechanismRunner,
+  ) {
+    this.#model = model;
+    this.#shapes = shapes;
+    this.#blocks = blocks;
+    this.#fused = fused;
+    this.#mechanisms = mechanisms;
+  }
+
+  /** True when a decode step of this layer needs no hook: then `decodePlain` does all of it without a promise. */
+  plain(layer: number, sequence: AttentionSequence): boolean {
+    return !sequence.composed.layer(layer).attention;
+  }
+
+  /** One row of one sequence, no hooks: rotate, append, attend. */
+  decodePlain(layer: number, sequence: AttentionSequence, position: number, q: Float32Array, k: Float32Array, v: Float32Array, out: Float32Array): void {
+    const shape = this.#shapes[layer];
+    const table = sequence.tables?.[layer];
+    if (table) {
+      const at = [position];
+      rotate(q, shape.heads, shape.keyDim, at, table.plan, table);
+      rotate(k, shape.kvHeads, shape.keyDim, at, table.plan, table);
+    }
+    const cache = sequence.cache.layer(layer);
+    cache.append(k, v, 1);
+    const { window } = shape;
+    const entries = window && cache.length(0) > window ? windowEntries(cache, shape.kvHeads, position, window) : undefined;
+    cache.attend({ q, rows: 1, scale: shape.scale, softcap: shape.softcap, entries }, out);
+  }
+
+  /**
+   * Rows of one sequence through a layer's attention; heads' outputs go to `out` [T, Hq, Dv]. Only rows [from, T) are
+   * attended (the last layer of a prompt needs its last row only); all are stored.
+   */
+  async run(layer: number, sequence: AttentionSequence, input: LayerRows, out: Float32Array, from = 0): Promise<void> {
+    const shape = this.#shapes[layer];
+    const hooks = sequence.composed.layer(layer);
+    const { phase, rows, positions, q, k, v } = input;
+    const cache = sequence.cache.layer(layer);
+    const base: StepBase = { layer, phase, rows, positions, firstRow: 0, totalRows: rows, model: this.#model };
+    for (const { index, hooks: h } of hooks.activations) h.activations?.(bind({ ...base, q, k, v }, sequence.states, index));
+
+    // positions
+    const unrotated = hooks.select.length > 0 ? q.slice() : q;
+    const table = sequence.tables?.[layer];
+    let plan = table?.plan ?? null;
+    let queryAt: ArrayLike<number> = positions;
+    let keyAt: ArrayLike<number> = positions;
+    let custom = false;
+    if (hooks.position) {
+      const result = hooks.position.hooks.position?.(bind({ ...base, plan }, sequence.states, hooks.position.index));
+      if (result) {
+        custom = result.plan !== undefined && result.plan !== plan;
+        plan = result.plan ?? plan;
+        queryAt = result.query ?? positions;
+        keyAt = result.key ?? positions;
+      }
+    }
+    const tableUsed = custom && plan ? new RotaryTable(plan) : (table ?? undefined);
+    const turn = (x: Float32Array, heads: number, at: ArrayLike<number>) => {
+      if (!plan) return;
+      rotate(x, heads, shape.keyDim, at, plan, tableUsed);
+    };
+    turn(q, shape.heads, queryAt);
+    turn(k, shape.kvHeads, keyAt);
+    scaleQueries(q, shape.heads * shape.keyDim, positions, plan);
+    const rotateAt = (at: Int32Array, first: number, count: number) => {
+      const width = shape.heads * shape.keyDim;
+      const x = unrotated.slice(first * width, (first + count) * width);
+      turn(x, shape.heads, at);
+      scaleQueries(x, width, positions.subarray(first, first + count), plan);
+      return x;
+    };
+
+    await this.#retain(hooks, sequence, base, shape, "before", cacheView(cache), undefined);
+
+    // where the keys lie
+    let source: KeySource;
+    const prompt = phase === "prompt";
+    const byGraph = prompt || rows >= GRAPH_ROWS;
+    if (prompt) source = this.#promptKeys(shape, k, v, rows, positions);
+    else if (byGraph) source = floatKeysOfCache(shape, this.#blocks, cache, { k, v, positions });
+    else {
+      cache.append(k, v, rows);
+      source = new PagedKeys(shape, cache, rows);
+    }
+
+    const mechanism = hooks.mechanism?.hooks.mechanism;
+    if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, q, positions, from, out);
+    else if (prompt && from === 0 && !hooks.reads) await this.#fused.run(shape, q, k, v, rows, out);
+    else await this.#blocksOf(hooks, sequence, base, shape, source, { q, rows, positions }, rotateAt, from, out, byGraph, cache);
+
+    for (const { index, hooks: h } of hooks.heads) {
+      h.heads?.(bind({ ...base, heads: out }, sequence.states, index));
+    }
+
+    // a prompt's entries are chosen in float32, before they are stored; later ones where they lie
+    if (prompt && hooks.retain.length > 0) {
+      const kept: (Int32Array | undefined)[] = [];
+      await this.#retain(hooks, sequence, base, shape, "after", source.view, { source, q }, (head, entries) => {
+        kept[head] = kept[head] ? Int32Array.from(entries, (i) => (kept[head] as Int32Array)[i]) : entries;
+      });
+      if (kept.length > 0) cache.appendSelected(k, v, rows, kept);
+      else cache.append(k, v, rows);
+      return;
+    }
+    if (byGraph) cache.append(k, v, rows);
+    if (hooks.retain.length > 0)
+      await this.#retain(hooks, sequence, base, shape, "after", cacheView(cache), {
+        source: new PagedKeys(shape, cache, rows),
+        q,
+      });
+  }
+
+  #promptKeys(shape: AttentionShape, k: Float32Array, v: Float32Array, rows: number, positions: Int32Array): FloatKeys {
+    return new FloatKeys(
+      shape,
+      this.#blocks,
+      { data: k, keys: rows, layout: "tokens" },
+      { data: v, keys: rows, layout: "tokens" },
+      Float32Array.from(positions.subarray(0, rows)),
+    );
+  }
+
+  async #blocksOf(
+    hooks: LayerHooks,
+    sequence: AttentionSequence,
+    base: StepBase,
+    shape: AttentionShape,
+    source: KeySource,
+    all: QueryRows,
+    rotateAt: (at: Int32Array, first: number, count: number) => Float32Array,
+    from: number,
+    out: Float32Array,
+    byGraph: boolean,
+    cache: ReturnType<Cache["layer"]>,
+  ): Promise<void> {
+    const perRow = Math.max(1, source.keys) * shape.heads * 4;
+    const size = byGraph ? Math.max(1, Math.min(512, Math.floor(BLOCK_BYTES / perRow))) : all.rows;
+    const width = shape.heads * shape.keyDim;
+    const wide = shape.heads * shape.valueDim;
+    for (let first = from; first < all.rows; first += size) {
+      const count = Math.min(size, all.rows - first);
+      const query: QueryRows = {
+        q: all.q.subarray(first * width, (first + count) * width),
+        rows: count,
+        positions: all.positions.subarray(first, first + count),
+      };
+      const step: Omit<AttentionStep, "state"> = {
+        ...base,
+        rows: count,
+        positions: query.positions,
+        firstRow: first,
+        q: query.q,
+        scale: shape.scale,
+        view: source.view,
+        cache: base.phase === "prompt" ? null : cache,
+        rotate: (at) => rotateAt(at, first, count),
+        score: (part = {}) => source.logits(query, part),
+        attend: (part = {}) => source.attend(query, part),
+      };
+      const result = await attendWithHooks(hooks, sequence.states, step, shape, source, query);
+      out.set(result.length === count * wide ? result : result.subarray(0, count * wide), first * wide);
+    }
+  }
+
+  async #retain(
+    hooks: LayerHooks,
+    sequence: AttentionSequence,
+    base: StepBase,
+    shape: AttentionShape,
+    when: "before" | "after",
+    view: KeyView,
+    after?: { readonly source: KeySource; readonly q: Float32Array },
+    keep?: (kvHead: number, entries: Int32Array) => void,
+  ): Promise<void> {
+    const cache = sequence.cache.layer(base.layer);
+    const width = shape.heads * shape.keyDim;
+    for (const { index, hooks: h } of hooks.retain) {
+      const step: Omit<RetainStep, "state"> = {
+        ...base,
+        when,
+        view,
+        scale: shape.scale,
+        queryRows: after ? base.rows : 0,
+        q: after?.q ?? new Float32Array(0),
+        incoming: when === "before" ? base.rows : 0,
+        weights: async (n) => {
+          if (!after) throw new FoveaError("bad-input", "weights are asked for before the step's rows have attended");
+          const count = Math.min(n, base.rows);
+          const query: QueryRows = {
+            q: after.q.subarray((base.rows - count) * width, base.rows * width),
+            rows: count,
+            positions: base.positions.subarray(base.rows - count, base.rows),
+          };
+          const logits = await after.source.logits(query, {});
+          softmaxRows({ data: logits, heads: shape.heads, rows: count, keys: after.source.keys });
+          return logits;
+        },
+        keep: keep ?? ((head, entries) => cache.keep(head, entries)),
+      };
+      await h.retain?.(bind(step, sequence.states, index));
+    }
+  }
+}
+
+type StepBase = Omit<Step, "state">;
+
+/** The step with this method's state: reading and writing `state` goes to the sequence. */
+function bind<S extends object>(step: S, states: unknown[], index: number): S & { state: unknown } {
+  return Object.defineProperty(step, "state", {
+    get: () => states[index],
+    set: (value: unknown) => {
+      states[index] = value;
+    },
+    enumerable: true,
+    configurable: true,
+  }) as S & { state: unknown };
+}
+
+/** A query scale that depends on the position (log-n scaling) multiplies the rotated queries. */
+function scaleQueries(q: Float32Array, width: number, positions: ArrayLike<number>, plan: RotaryPlan | null): void {
+  const scale = plan?.queryScale;
+  if (!scale) return;
+  for (let t = 0; t < positions.length; t++) {
+    const factor = scale(positions[t]);
+    for (let i = t * width; i < (t + 1) * width; i++) q[i] *= factor;
+  }
+}
+
+/** Entries within the window, per KV head: [first, length) where the positions allow it. */
+function windowEntries(cache: ReturnType<Cache["layer"]>, kvHeads: number, position: number, window: number) {
+  return Array.from({ length: kvHeads }, (_, h) => {
+    const positions = cache.positions(h);
+    let first = Math.max(0, positions.length - window);
+    while (first < positions.length && position - positions[first] >= window) first++;
+    return { ranges: [[first, positions.length]] as [number, number][] };
+  });
+}
+
+function cacheView(cache: ReturnType<Cache["layer"]>): KeyView {
+  return {
+    length: (h) => cache.length(h),
+    positions: (h) => cache.positions(h),
+    keys: (h) => cache.read(h).k,
+    values: (h) => cache.read(h).v,
+  };
+}
+
+/**
+ * Attention of one block under hooks: select gives parts; then either parts are attended and merged (kernel path), or
+ * rows of logits are assembled, edited, normalised, edited and summed (row path).
+ */
+async function attendWithHooks(
+  hooks: LayerHooks,
+  states: unknown[],
+  step: Omit<AttentionStep, "state">,
+  shape: AttentionShape,
+  source: KeySource,
+  query: QueryRows,
+): Promise<Float32Array> {
+  const selections: (readonly (Part | Partial)[])[] = [];
+  for (const { index, hooks: h } of hooks.select) if (h.select) selections.push(await h.select(bind({ ...step }, states, index)));
+  const parts = combineSelections(selections, source.view, shape, query.positions);
+  let bias: LogBias | undefined;
+  for (const { index, hooks: h } of hooks.bias) {
+    const more = h.bias?.(bind({ ...step }, states, index));
+    if (more) bias = bias ? addBiases(bias, more, shape) : more;
+  }
+  const withBias = (part: Part): Part =>
+    bias ? { ...part, bias: part.bias ? addBiases(part.bias, bias, shape) : bias } : part;
+
+  if (hooks.scores.length + hooks.pattern.length + hooks.observe.length === 0) {
+    const partials: Partial[] = [];
+    for (const part of parts) {
+      partials.push(isPartial(part) ? part : await source.attend(part.query ? { ...query, q: part.query } : query, withBias(part)));
+    }
+    return mergePartials(partials, shape.valueDim).output;
+  }
+
+  const rows: Rows = {
+    data: new Float32Array(shape.heads * query.rows * source.keys).fill(Number.NEGATIVE_INFINITY),
+    heads: shape.heads,
+    rows: query.rows,
+    keys: source.keys,
+  };
+  for (const part of parts) {
+    if (isPartial(part))
+      throw new FoveaError("unsupported", "a ready partial result has no rows of weights to edit or observe", {
+        hint: "use the selecting method without methods or observers that need rows",
+      });
+    const logits = await source.logits(part.query ? { ...query, q: part.query } : query, withBias(part));
+    for (let i = 0; i < logits.length; i++) if (logits[i] > rows.data[i]) rows.data[i] = logits[i];
+  }
+  for (const { index, hooks: h } of hooks.scores) h.scores?.(bind({ ...step }, states, index), rows);
+  softmaxRows(rows);
+  for (const { index, hooks: h } of hooks.pattern) h.pattern?.(bind({ ...step }, states, index), rows);
+  for (const { index, hooks: h } of hooks.observe)
+    await h.observe?.(bind({ ...step, weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index));
+  return source.sum(rows.data, query.rows);
+}
+
+/** Softmax of each row in place; a row of -Infinity becomes zeros. */
+export function softmaxRows({ data, heads, rows, keys }: Rows): void {
+  for (let r = 0, at = 0; r < heads * rows; r++, at += keys) {
+    let max = Number.NEGATIVE_INFINITY;
+    for (let i = at; i < at + keys; i++) if (data[i] > max) max = data[i];
+    if (max === Number.NEGATIVE_INFINITY) {
+      data.fill(0, at, at + keys);
+      continue;
+    }
+    let sum = 0;
+    for (let i = at; i < at + keys; i++) sum += data[i] = Math.exp(data[i] - max);
+    for (let i = at; i < at + keys; i++) data[i] /= sum;
+  }
+}
+
+/** Exact merge of partial results by their log-sum-exp. */
+export function mergePartials(partials: readonly Partial[], valueDim: number): Partial {
+  if (partials.length === 1) return partials[0];
+  const lse = Float32Array.from(partials[0].lse);
+  const output = Float32Array.from(partials[0].output);
+  for (const next of partials.slice(1)) {
+    for (let i = 0; i < lse.length; i++) {
+      const a = lse[i];
+      const b = next.lse[i];
+      if (b === Number.NEGATIVE_INFINITY) continue;
+      const max = Math.max(a, b);
+      const wa = Math.exp(a - max);
+      const wb = Math.exp(b - max);
+      const sum = wa + wb;
+      for (let d = i * valueDim; d < (i + 1) * valueDim; d++) output[d] = (output[d] * wa + next.output[d] * wb) / sum;
+      lse[i] = max + Math.log(sum);
+    }
+  }
+  return { output, lse };
+}

@@ -1,0 +1,618 @@
+import { checkAbort, FoveaError } from "../error.js";
+import type { CompileOptions } from "../graph/index.js";
+import { buildModel, type Checkpoint, type ModelConfig, rotaryTable } from "../models/index.js";
+import type { LoadOptions, Progress } from "./api.js";
+import { AttentionRunner, type LayerRows } from "./attention.js";
+import { type AttentionShape, BlockAttention } from "./block-attention.js";
+import { CachePool } from "./cache.js";
+import { type Composed, compose, type MethodHooks } from "./compose.js";
+import { Embedding } from "./embedding.js";
+import { FusedAttention } from "./fused-attention.js";
+import type { AttachedMethod, ModelShape, Phase, RotaryPlan, TapStep } from "./hooks.js";
+import { MechanismRunner } from "./mechanism.js";
+import { RotaryTable } from "./rotary.js";
+import { Segments, type Stop } from "./segments.js";
+import { Sequence } from "./sequence.js";
+import { Turns } from "./turns.js";
+
+/** Rows of a prompt that pass a dense segment at once. */
+const CHUNK = 512;
+/** Rows that a prompt handles layer by layer; longer ones go in pieces of this size. */
+const PIECE = 16384;
+/** Bytes of logits at a time. */
+const LOGITS_BYTES = 16 << 20;
+
+/** Which rows' logits a prefill gives. */
+export type Wanted = "none" | "last" | "all";
+
+export interface PrefillOptions {
+  readonly wanted: Wanted;
+  /** Called with consecutive rows' logits [n, V], in order, when `wanted` is "all". The array is valid during the call. */
+  readonly onLogits?: (firstRow: number, rows: number, logits: Float32Array) => void;
+  /** Tokens that will be generated afterwards: memory is checked for them too. Default 0. */
+  readonly reserve?: number;
+  /** Layers to run (probes stop early); default all. */
+  readonly layers?: number;
+  readonly signal?: AbortSignal;
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+/** A model that runs: segments, attention, cache pool. It knows token ids, not texts. */
+export class Engine {
+  readonly config: ModelConfig;
+  readonly shape: ModelShape;
+  readonly pool: CachePool;
+  readonly weightBytes: number;
+  readonly memoryLimit: number;
+  readonly cacheBytesPerToken: number;
+  readonly #segments: Segments;
+  readonly #attention: AttentionRunner;
+  readonly #blocks: BlockAttention;
+  readonly #fused: FusedAttention;
+  readonly #mechanisms: MechanismRunner;
+  readonly #embedding: Embedding;
+  readonly #turns = new Turns();
+  readonly #tables = new Map<string, readonly (RotaryTable | null)[]>();
+  #decodeBuffers: { rows: number; q: Float32Array; k: Float32Array; v: Float32Array; heads: Float32Array; x: [Float32Array, Float32Array] } | undefined;
+
+  private constructor(fields: {
+    config: ModelConfig;
+    shape: ModelShape;
+    pool: CachePool;
+    weightBytes: number;
+    memoryLimit: number;
+    compileOptions: CompileOptions;
+    embedding: Embedding;
+    shapes: readonly AttentionShape[];
+  }) {
+    const { config, compileOptions } = fields;
+    this.config = config;
+    this.shape = fields.shape;
+    this.pool = fields.pool;
+    this.weightBytes = fields.weightBytes;
+    this.memoryLimit = fields.memoryLimit;
+    this.#embedding = fields.embedding;
+    this.#segments = new Segments(buildModel(config), config, compileOptions);
+    this.#blocks = new BlockAttention(compileOptions);
+    this.#fused = new FusedAttention(compileOptions);
+    this.#mechanisms = new MechanismRunner(compileOptions);
+    this.#attention = new AttentionRunner(this.shape, fields.shapes, this.#blocks, this.#fused, this.#mechanisms);
+    this.cacheBytesPerToken = bytesPerToken(config, fields.pool.type);
+  }
+
+  /** Prepares an open checkpoint: compiles every segment, sets the cache's pool up. */
+  static async create(checkpoint: Checkpoint, options: LoadOptions & { threads: number; memory: number; precision: "float32" | "int8" | "int4" }): Promise<Engine> {
+    const { config } = checkpoint;
+    const shape: ModelShape = {
+      layers: config.layers,
+      width: config.width,
+      heads: config.heads,
+      kvHeads: config.kvHeads,
+      headDim: config.headDim,
+      mlpWidth: config.mlpWidth,
+      vocab: config.vocab,
+      maxPositions: config.maxPositions,
+      hash: checkpoint.hash,
+      rotary: config.rotary !== null,
+    };
+    const shapes = Array.from({ length: config.layers }, (_, l): AttentionShape => ({
+      heads: config.heads,
+      kvHeads: config.kvHeads,
+      keyDim: config.headDim,
+      valueDim: config.headDim,
+      scale: config.attention.scale,
+      softcap: config.attention.softcap,
+      window: config.attention.windowLayers[l] ? config.attention.window : undefined,
+    }));
+    const weightBytes = estimateWeightBytes(config, options.precision);
+    const limit = options.memory - weightBytes - workBytes(config, Math.min(CHUNK, config.maxPositions), options.threads);
+    if (limit <= 0)
+      throw new FoveaError(
+        "out-of-memory",
+        `the model's weights need ${megabytes(weightBytes)} as ${options.precision}; the limit is ${megabytes(options.memory)}`,
+        { hint: "raise the memory limit, or load with a smaller precision" },
+      );
+    const pool = await CachePool.create({
+      layers: shapes.map((s) => ({ kvHeads: s.kvHeads, keyDim: s.keyDim, valueDim: s.valueDim })),
+      type: options.cache ?? "int8",
+      threads: options.threads,
+      limitBytes: limit,
+    });
+    const embedding = await Embedding.create(config, checkpoint.weights);
+    const engine = new Engine({
+      config,
+      shape,
+      pool,
+      weightBytes,
+      memoryLimit: options.memory,
+      embedding,
+      shapes,
+      compileOptions: {
+        weights: checkpoint.weights,
+        precision: options.precision,
+        provider: options.provider ?? "cpu",
+        threads: options.threads,
+      },
+    });
+    for (let l = 0; l <= config.layers; l++) {
+      checkAbort(options.signal);
+      await engine.#segments.get(l);
+      options.onProgress?.({ stage: "compile", done: l + 1, total: config.layers + 1 });
+    }
+    return engine;
+  }
+
+  compose(methods: readonly AttachedMethod[]): Composed {
+    return compose(methods, this.shape);
+  }
+
+  /** An empty sequence under composed methods. */
+  sequence(composed: Composed): Sequence {
+    return new Sequence(this.pool.create(), composed, this.shape);
+  }
+
+  /**
+   * Runs rows through the model onto a sequence. Gives the last row's logits [V] (null unless wanted). On an error or an
+   * abort the sequence is as it was before.
+   */
+  async prefill(sequence: Sequence, ids: readonly number[], options: PrefillOptions): Promise<Float32Array | null> {
+    if (ids.length === 0) throw new FoveaError("bad-input", "there is no token to run; expected at least one");
+    this.#checkRoom(sequence, ids.length, options.reserve ?? 0);
+    const mark = sequence.snapshot();
+    try {
+      let logits: Float32Array | null = null;
+      const total = ids.length;
+      for (let first = 0; first < total; first += PIECE) {
+        const piece = ids.slice(first, first + PIECE);
+        const last = first + piece.length === total;
+        const wanted = options.wanted === "all" ? "all" : last ? options.wanted : "none";
+        logits = await this.#piece(sequence, piece, first, total, { ...options, wanted });
+      }
+      sequence.forget(mark);
+      return logits;
+    } catch (error) {
+      sequence.rollback(mark);
+      throw error;
+    }
+  }
+
+  /** One token each for several sequences, through the dense segments together. Logits [V] each, arrays of their own. */
+  decode(items: readonly { readonly sequence: Sequence; readonly id: number }[]): Promise<Float32Array[]> {
+    return this.#turns.take(() => this.#decode(items));
+  }
+
+  /** How many of n sequences certainly have room for one more token, and the error for the rest. */
+  fitting(n: number): { fits: number; error: FoveaError } {
+    const { layers, kvHeads, headDim } = this.config;
+    const step = layers * kvHeads * (16 * headDim * 8 + 256);
+    const free = this.pool.limitBytes - this.pool.bytesUsed;
+    return {
+      fits: Math.min(n, Math.floor(free / step)),
+      error: new FoveaError(
+        "out-of-memory",
+        `the cache is full: ${megabytes(this.pool.bytesUsed)} of ${megabytes(this.pool.limitBytes)} are in use and a token may need ${megabytes(step)}`,
+        { hint: "raise the memory limit, generate fewer tokens, or use a method that keeps fewer entries" },
+      ),
+    };
+  }
+
+  /**
+   * Runs token ids without methods through the first `layers` layers (default all) and gives the residual stream
+   * behind them: [T, d]. Nothing of it is kept.
+   */
+  async probe(ids: readonly number[], options: { layers?: number } = {}): Promise<{ residual: Float32Array }> {
+    const layers = options.layers ?? this.config.layers;
+    let residual = new Float32Array(0);
+    const sequence = this.sequence(
+      this.compose([
+        {
+          name: "probe",
+          spec: "",
+          hooks: {
+            layers: [layers],
+            residual: ({ x, firstRow, totalRows, width }) => {
+              if (residual.length === 0) residual = new Float32Array(totalRows * width);
+              residual.set(x, firstRow * width);
+            },
+          },
+        },
+      ]),
+    );
+    try {
+      await this.prefill(sequence, ids, { wanted: "none", layers: Math.min(layers + 1, this.config.layers) });
+      return { residual };
+    } finally {
+      sequence.close();
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#turns.take(async () => {
+      await this.#segments.release();
+      await this.#blocks.release();
+      await this.#fused.release();
+      await this.#mechanisms.release();
+    });
+    await this.pool.close();
+  }
+
+  #checkRoom(sequence: Sequence, rows: number, reserve: number): void {
+    const { maxPositions } = this.config;
+    const length = sequence.length + rows;
+    if (this.config.learnedPositions && length + reserve > maxPositions)
+      throw new FoveaError(
+        "too-large",
+        `${length} tokens and ${reserve} to generate do not fit into the model's ${maxPositions} positions`,
+        { hint: "shorten the text, or generate fewer tokens" },
+      );
+    const piece = Math.min(rows, PIECE);
+    const work = workBytes(this.config, piece, 1);
+    const cache = Math.max(0, rows + reserve) * this.cacheBytesPerToken;
+    const free = this.pool.limitBytes - this.pool.bytesUsed;
+    if (work + cache > free)
+      throw new FoveaError(
+        "out-of-memory",
+        `${rows} tokens (and ${reserve} to generate) need ${megabytes(work + cache)}: ${megabytes(cache)} of cache and ` +
+          `${megabytes(work)} of work areas; ${megabytes(Math.max(0, free))} are free under the limit of ${megabytes(this.memoryLimit)}`,
+        { hint: "raise the memory limit, shorten the text, or use a method that keeps fewer entries" },
+      );
+  }
+
+  #setRotary(sequence: Sequence, length: number): void {
+    if (sequence.tables) return;
+    sequence.rotaryLength ||= length;
+    sequence.tables = this.#rotary(sequence.rotaryLength);
+  }
+
+  /** Rotary tables for a sequence of some length; only dynamic scaling and LongRoPE depend on it. */
+  #rotary(length: number): readonly (RotaryTable | null)[] {
+    const { rotary, layers } = this.config;
+    const plans = Array.from({ length: layers }, (_, l) => (rotary ? rotaryPlan(rotaryTable(rotary, l, length)) : null));
+    const key = plans.map((p) => (p ? `${p.inverse[1] ?? p.inverse[0]}:${p.inverse.at(-1)}:${p.multiplier}` : "-")).join("|");
+    let tables = this.#tables.get(key);
+    if (!tables) {
+      const made = new Map<string, RotaryTable>();
+      tables = plans.map((plan) => {
+        if (!plan) return null;
+        const id = `${plan.multiplier}:${plan.inverse.join(",")}`;
+        const table = made.get(id) ?? new RotaryTable(plan);
+        made.set(id, table);
+        return table;
+      });
+      this.#tables.set(key, tables);
+    }
+    return tables;
+  }
+
+  async #piece(
+    sequence: Sequence,
+    ids: readonly number[],
+    offset: number,
+    total: number,
+    options: PrefillOptions,
+  ): Promise<Float32Array | null> {
+    const { layers, width, heads, kvHeads, headDim } = this.config;
+    const rows = ids.length;
+    const phase: Phase = sequence.length === 0 ? "prompt" : rows === 1 ? "decode" : "extend";
+    const start = sequence.length;
+    const positions = Int32Array.from({ length: rows }, (_, i) => start + i);
+    this.#setRotary(sequence, start + total + (options.reserve ?? 0));
+    sequence.ids.push(...ids);
+    const { composed } = sequence;
+    const edit = (hook: MethodHooks[] | readonly MethodHooks[], name: TapHook, layer: number, x: Float32Array, first: number, count: number) =>
+      this.#edit(hook, name, sequence, { layer, phase, positions, first, count, total: rows }, x);
+
+    let x: Float32Array = this.#embedding.rows(ids, positions);
+    let next = new Float32Array(rows * width);
+    edit(composed.embeddings, "embeddings", 0, x, 0, rows);
+    const q = new Float32Array(rows * heads * headDim);
+    const k = new Float32Array(rows * kvHeads * headDim);
+    const v = new Float32Array(rows * kvHeads * headDim);
+    const out = new Float32Array(rows * heads * headDim);
+    const wide = heads * headDim;
+    const narrow = kvHeads * headDim;
+    const ran = Math.min(layers, options.layers ?? layers);
+    for (let layer = 0; layer < ran; layer++) {
+      const stops = this.#stops(layer, [composed]);
+      for (let first = 0; first < rows; first += CHUNK) {
+        checkAbort(options.signal);
+        const count = Math.min(CHUNK, rows - first);
+        const to = first + count;
+        await this.#turns.take(() =>
+          this.#segment(
+            layer,
+            stops,
+            count,
+            { residual: x.subarray(first * width, to * width), heads: out.subarray(first * wide, to * wide) },
+            {
+              residual: next.subarray(first * width, to * width),
+              q: q.subarray(first * wide, to * wide),
+              k: k.subarray(first * narrow, to * narrow),
+              v: v.subarray(first * narrow, to * narrow),
+            },
+            (stop, data) => edit(hooksOf(composed, stop), TAP_HOOKS[stop.tap], stop.layer, data, first, count),
+          ),
+        );
+      }
+      if (layer > 0) [x, next] = [next, x];
+      checkAbort(options.signal);
+      const here = composed.layer(layer);
+      const last = layer === layers - 1;
+      const all = !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
+      const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : rows - 1;
+      const input: LayerRows = { phase, rows, positions, q, k, v };
+      await this.#turns.take(() => this.#attention.run(layer, sequence, input, out, from));
+      options.onProgress?.({ stage: "prompt", done: Math.round(offset + (rows * (layer + 1)) / layers), total });
+    }
+    if (ran < layers) return null;
+    const all = options.wanted === "all" || tailHooks(composed, layers);
+    if (options.wanted === "none" && !all) return null;
+    return this.#logitsOf(sequence, { phase, positions, rows, offset }, x, out, all ? 0 : rows - 1, options);
+  }
+
+  /** The last segment, from the last layer's heads to logits, in tiles of rows. */
+  async #logitsOf(
+    sequence: Sequence,
+    at: { phase: Phase; positions: Int32Array; rows: number; offset: number },
+    x: Float32Array,
+    heads: Float32Array,
+    from: number,
+    options: PrefillOptions,
+  ): Promise<Float32Array | null> {
+    const { layers, width, vocab } = this.config;
+    const wide = this.config.heads * this.config.headDim;
+    const { composed } = sequence;
+    const stops = this.#stops(layers, [composed]);
+    const tile = Math.max(1, Math.min(CHUNK, Math.floor(LOGITS_BYTES / (4 * vocab))));
+    const logits = new Float32Array(Math.min(tile, at.rows - from) * vocab);
+    let last: Float32Array | null = null;
+    for (let first = from; first < at.rows; first += tile) {
+      checkAbort(options.signal);
+      const count = Math.min(tile, at.rows - first);
+      const here = logits.subarray(0, count * vocab);
+      await this.#turns.take(() =>
+        this.#segment(
+          layers,
+          stops,
+          count,
+          { residual: x.subarray(first * width, (first + count) * width), heads: heads.subarray(first * wide, (first + count) * wide) },
+          { logits: here },
+          (stop, data) =>
+            this.#edit(
+              hooksOf(composed, stop),
+              TAP_HOOKS[stop.tap],
+              sequence,
+              { layer: stop.layer, phase: at.phase, positions: at.positions, first, count, total: at.rows },
+              data,
+            ),
+        ),
+      );
+      if (options.wanted === "all") {
+        for (let r = 0; r < count; r++) this.#editLogits(sequence, here.subarray(r * vocab, (r + 1) * vocab), at.positions[first + r], at.phase);
+        options.onLogits?.(at.offset + first, count, here);
+      }
+      if (first + count === at.rows) last = here.slice((count - 1) * vocab);
+    }
+    if (last && options.wanted === "last") this.#editLogits(sequence, last, at.positions[at.rows - 1], at.phase);
+    return last;
+  }
+
+  async #decode(items: readonly { readonly sequence: Sequence; readonly id: number }[]): Promise<Float32Array[]> {
+    const { layers, width, heads, kvHeads, headDim, vocab } = this.config;
+    const rows = items.length;
+    const wide = heads * headDim;
+    const narrow = kvHeads * headDim;
+    const phase: Phase = "decode";
+    const positions = items.map(({ sequence }) => Int32Array.of(sequence.length));
+    const flat = positions.map((p) => p[0]);
+    for (const { sequence } of items) {
+      this.#checkPosition(sequence);
+      this.#setRotary(sequence, sequence.length + 1);
+    }
+    let buffers = this.#decodeBuffers;
+    if (buffers?.rows !== rows)
+      buffers = this.#decodeBuffers = {
+        rows,
+        q: new Float32Array(rows * wide),
+        k: new Float32Array(rows * narrow),
+        v: new Float32Array(rows * narrow),
+        heads: new Float32Array(rows * wide),
+        x: [new Float32Array(rows * width), new Float32Array(rows * width)],
+      };
+    const { q, k, v } = buffers;
+    let [x, next] = buffers.x;
+    x.set(
+      this.#embedding.rows(
+        items.map((i) => i.id),
+        flat,
+      ),
+    );
+    const composed = items.map((i) => i.sequence.composed);
+    const edit = (hooks: (c: Composed) => readonly MethodHooks[], name: TapHook, layer: number, data: Float32Array) => {
+      const size = data.length / rows;
+      items.forEach(({ sequence }, i) => {
+        const step = { layer, phase, positions: positions[i], first: 0, count: 1, total: 1 };
+        this.#edit(hooks(sequence.composed), name, sequence, step, data.subarray(i * size, (i + 1) * size));
+      });
+    };
+    edit((c) => c.embeddings, "embeddings", 0, x);
+    const onStop = (stop: Stop, data: Float32Array) => edit((c) => hooksOf(c, stop), TAP_HOOKS[stop.tap], stop.layer, data);
+    for (let layer = 0; layer < layers; layer++) {
+      await this.#segment(layer, this.#stops(layer, composed), rows, { residual: x, heads: buffers.heads }, { residual: next, q, k, v }, onStop);
+      if (layer > 0) [x, next] = [next, x];
+      for (let i = 0; i < rows; i++) {
+        const { sequence } = items[i];
+        const part = <A extends Float32Array>(a: A, n: number) => (rows === 1 ? a : a.subarray(i * n, (i + 1) * n));
+        const out = part(buffers.heads, wide);
+        if (this.#attention.plain(layer, sequence))
+          this.#attention.decodePlain(layer, sequence, flat[i], part(q, wide), part(k, narrow), part(v, narrow), out);
+        else
+          await this.#attention.run(
+            layer,
+            sequence,
+            { phase, rows: 1, positions: positions[i], q: part(q, wide), k: part(k, narrow), v: part(v, narrow) },
+            out,
+          );
+      }
+    }
+    const logits = new Float32Array(rows * vocab);
+    await this.#segment(layers, this.#stops(layers, composed), rows, { residual: x, heads: buffers.heads }, { logits }, onStop);
+    return items.map(({ sequence, id }, i) => {
+      sequence.ids.push(id);
+      const own = rows === 1 ? logits : logits.slice(i * vocab, (i + 1) * vocab);
+      this.#editLogits(sequence, own, flat[i], phase);
+      return own;
+    });
+  }
+
+  #checkPosition(sequence: Sequence): void {
+    const { learnedPositions, maxPositions } = this.config;
+    if (learnedPositions && sequence.length >= maxPositions)
+      throw new FoveaError("too-large", `the sequence fills the model's ${maxPositions} learned positions`);
+  }
+
+  /** Runs the links of one dense segment on some rows, hooks at its stops, results into the arrays given. */
+  async #segment(
+    index: number,
+    stops: readonly Stop[],
+    rows: number,
+    from: { residual: Float32Array; heads: Float32Array },
+    into: Record<string, Float32Array>,
+    onStop: (stop: Stop, data: Float32Array) => void,
+  ): Promise<void> {
+    const links = await this.#segments.get(index, stops);
+    const { width, heads, headDim } = this.config;
+    const before = Math.max(0, index - 1);
+    const source = `residual.${before}`;
+    // the residual entering layer 0 is known before anything runs: its hook acts on it at once
+    if (index === 0 && stops.length > 0) onStop(stops[0], from.residual);
+    const known: Record<string, { data: Float32Array; dims: readonly number[] }> = {
+      [source]: { data: from.residual, dims: [rows, width] },
+    };
+    if (index > 0) known[`heads.${before}`] = { data: from.heads, dims: [rows, heads, headDim] };
+    for (const { segment, inputs, outputs, tails, stop } of links) {
+      const feeds: Record<string, { data: Float32Array; dims: readonly number[] }> = {};
+      for (const name of inputs) feeds[name] = known[name];
+      const fetches: Record<string, { data: Float32Array; dims: readonly number[] }> = {};
+      outputs.forEach((name, i) => {
+        const target = into[name === `residual.${index}` ? "residual" : name];
+        const size = tails[i].reduce((a, b) => a * b, rows);
+        fetches[name] = { data: target ?? new Float32Array(size), dims: [rows, ...tails[i]] };
+      });
+      await segment.run(feeds, fetches);
+      if (stop) {
+        for (const name of outputs) known[name] = fetches[name];
+        onStop(stop, known[`${stop.tap}.${stop.layer}`].data);
+      }
+    }
+  }
+
+  /** Where the hooks of any of these methods need segment `index` cut. */
+  #stops(index: number, composed: readonly Composed[]): readonly Stop[] {
+    if (composed.every((c) => c.methods.length === 0)) return NO_STOPS;
+    const stops: Stop[] = [];
+    const add = (tap: Stop["tap"], layer: number) => {
+      if (composed.some((c) => hooksOf(c, { tap, layer }).length > 0)) stops.push({ tap, layer });
+    };
+    if (index > 0) for (const tap of ["attn_out", "mlp_gate", "mlp_out"] as const) add(tap, index - 1);
+    add("residual", index);
+    return stops;
+  }
+
+  #edit(
+    hooks: readonly MethodHooks[],
+    name: TapHook,
+    sequence: Sequence,
+    at: { layer: number; phase: Phase; positions: Int32Array; first: number; count: number; total: number },
+    x: Float32Array,
+  ): void {
+    for (const { index, hooks: h } of hooks) {
+      const { states } = sequence;
+      const step: TapStep = {
+        layer: at.layer,
+        phase: at.phase,
+        rows: at.count,
+        positions: at.positions.subarray(at.first, at.first + at.count),
+        firstRow: at.first,
+        totalRows: at.total,
+        model: this.shape,
+        x,
+        width: x.length / at.count,
+        get state() {
+          return states[index];
+        },
+        set state(value) {
+          states[index] = value;
+        },
+      };
+      h[name]?.(step);
+    }
+  }
+
+  #editLogits(sequence: Sequence, logits: Float32Array, position: number, phase: Phase): void {
+    const { states } = sequence;
+    for (const { index, hooks } of sequence.composed.logits)
+      hooks.logits?.({
+        layer: this.config.layers,
+        phase,
+        rows: 1,
+        positions: Int32Array.of(position),
+        firstRow: 0,
+        totalRows: 1,
+        model: this.shape,
+        logits,
+        ids: sequence.ids,
+        get state() {
+          return states[index];
+        },
+        set state(value) {
+          states[index] = value;
+        },
+      });
+  }
+}
+
+type TapHook = "embeddings" | "attnOut" | "mlp" | "mlpOut" | "residual";
+const TAP_HOOKS = { attn_out: "attnOut", mlp_gate: "mlp", mlp_out: "mlpOut", residual: "residual" } as const;
+const NO_STOPS: readonly Stop[] = [];
+
+function hooksOf(composed: Composed, stop: Stop): readonly MethodHooks[] {
+  return composed.layer(stop.layer)[TAP_HOOKS[stop.tap]];
+}
+
+/** Hooks behind the last layer's attention that want to see every row. */
+function tailHooks(composed: Composed, layers: number): boolean {
+  const last = composed.layer(layers - 1);
+  return last.attnOut.length + last.mlp.length + last.mlpOut.length + composed.layer(layers).residual.length > 0;
+}
+
+function rotaryPlan(table: { inverse: Float32Array; multiplier: number }): RotaryPlan {
+  return { inverse: table.inverse, multiplier: table.multiplier, dims: table.inverse.length * 2 };
+}
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MiB`;
+}
+
+/** Bytes of weights in the dense segments and the embedding table. */
+function estimateWeightBytes(config: ModelConfig, precision: "float32" | "int8" | "int4"): number {
+  const per = { float32: 4, int8: 1.125, int4: 0.625 }[precision];
+  const { width, heads, kvHeads, headDim, mlpWidth, vocab, layers, gated } = config;
+  const layer = width * headDim * (2 * heads + 2 * kvHeads) + width * mlpWidth * (gated ? 3 : 2);
+  return Math.ceil(per * (layers * layer + 2 * vocab * width));
+}
+
+/** Bytes of cache that one token takes in all layers, page bounds and page tables included. */
+export function bytesPerToken(config: ModelConfig, type: "float32" | "int8"): number {
+  const { layers, kvHeads, headDim } = config;
+  const perHead = type === "float32" ? 8 * headDim : headDim * (1 + 4 / 16) + headDim + 4;
+  return layers * kvHeads * (perHead + 12 / 16);
+}
+
+/** Bytes of activations that a prompt of some rows needs at once: projections, residuals, fused attention, one chunk's MLP. */
+function workBytes(config: ModelConfig, rows: number, threads: number): number {
+  const { width, heads, kvHeads, headDim, mlpWidth, vocab } = config;
+  const perRow = 2 * width + 5 * heads * headDim + 4 * kvHeads * headDim;
+  const chunk = Math.min(rows, CHUNK) * (3 * mlpWidth + 4 * width);
+  return 4 * (rows * perRow + chunk + vocab) + LOGITS_BYTES + threads * (1 << 20);
+}

@@ -1,0 +1,187 @@
+import { FoveaError } from "../error.js";
+import { Cache, type CachePool } from "./cache.js";
+import type { Composed } from "./compose.js";
+import type { ModelShape } from "./hooks.js";
+import type { RotaryTable } from "./rotary.js";
+import { decodeState, encodeState } from "./state.js";
+
+/** One text on its way through the model: its tokens, its cache, its methods' states. */
+export class Sequence {
+  readonly ids: number[];
+  readonly cache: Cache;
+  readonly composed: Composed;
+  readonly states: unknown[];
+  /** Rotary tables per layer; dynamic scaling and LongRoPE pick them by the length that the sequence begins with. */
+  tables: readonly (RotaryTable | null)[] | undefined;
+  rotaryLength = 0;
+  #closed = false;
+
+  constructor(cache: Cache, composed: Composed, model: ModelShape, from?: { ids: number[]; states: unknown[] }) {
+    this.cache = cache;
+    this.composed = composed;
+    this.ids = from?.ids ?? [];
+    this.states = from?.states ?? composed.methods.map((m) => m.hooks.state?.(model));
+  }
+
+  get length(): number {
+    return this.ids.length;
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  /** The same text, going its own way: full pages are shared. */
+  fork(model: ModelShape): Sequence {
+    const copy = new Sequence(this.cache.fork(), this.composed, model, {
+      ids: [...this.ids],
+      states: this.states.map((s) => structuredClone(s)),
+    });
+    copy.tables = this.tables;
+    copy.rotaryLength = this.rotaryLength;
+    return copy;
+  }
+
+  /** A point to come back to. Keeps pages alive until `rollback` or `forget`. */
+  snapshot(): Mark {
+    return {
+      ids: this.ids.length,
+      cache: this.cache.snapshot(),
+      states: this.states.map((s) => structuredClone(s)),
+    };
+  }
+
+  /** Back to a point: tokens, pages and states as they were. A mark serves once. */
+  rollback(mark: Mark): void {
+    this.ids.length = mark.ids;
+    this.cache.rollback(mark.cache);
+    this.states.splice(0, this.states.length, ...mark.states);
+  }
+
+  /** Lets a mark go that will not be rolled back to. */
+  forget(mark: Mark): void {
+    this.cache.forget(mark.cache);
+  }
+
+  /** Returns all pages. Safe to call twice. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.cache.release();
+  }
+}
+
+export interface Mark {
+  readonly ids: number;
+  readonly cache: ReturnType<Cache["snapshot"]>;
+  readonly states: unknown[];
+}
+
+/** What a saved reading belongs to; opening compares every field. */
+export interface Fingerprint {
+  readonly model: string;
+  readonly methods: string;
+  readonly precision: string;
+  readonly cache: string;
+}
+
+const MAGIC = "FOVEAR01";
+
+/**
+ * A sequence as bytes: magic, header length, JSON header, then the states' buffers and the cache's chunks. `logits` are
+ * those after its last token.
+ */
+export function encodeSequence(sequence: Sequence, logits: Float32Array | null, fingerprint: Fingerprint): Uint8Array[] {
+  const states = encodeState({ states: sequence.states, rotaryLength: sequence.rotaryLength, logits });
+  const cache = sequence.cache.serialize();
+  const buffers = [...states.buffers, ...cache];
+  const header = new TextEncoder().encode(
+    JSON.stringify({
+      fingerprint,
+      ids: sequence.ids,
+      states: states.json,
+      stateBuffers: states.buffers.map((b) => b.length),
+      cacheBuffers: cache.map((b) => b.length),
+      checksum: checksum(buffers),
+    }),
+  );
+  const prefix = new Uint8Array(MAGIC.length + 4);
+  prefix.set(new TextEncoder().encode(MAGIC));
+  new DataView(prefix.buffer).setUint32(MAGIC.length, header.length, true);
+  return [prefix, header, ...buffers];
+}
+
+/** The sequence that `encodeSequence` wrote. Throws mismatch for another model or method, bad-file for damage. */
+export function decodeSequence(
+  bytes: Uint8Array,
+  pool: CachePool,
+  composed: Composed,
+  model: ModelShape,
+  fingerprint: Fingerprint,
+): { sequence: Sequence; logits: Float32Array | null } {
+  const bad = (why: string) =>
+    new FoveaError("bad-file", `not a usable saved reading: ${why}`, { hint: "read the text again and save it" });
+  if (new TextDecoder().decode(bytes.subarray(0, MAGIC.length)) !== MAGIC) throw bad("it does not begin as one");
+  if (bytes.length < MAGIC.length + 4) throw bad("it is cut short");
+  const size = new DataView(bytes.buffer, bytes.byteOffset).getUint32(MAGIC.length, true);
+  const start = MAGIC.length + 4;
+  if (size > bytes.length - start) throw bad("it is cut short within its header");
+  let header: {
+    fingerprint: Fingerprint;
+    ids: number[];
+    states: string;
+    stateBuffers: number[];
+    cacheBuffers: number[];
+    checksum: number;
+  };
+  try {
+    header = JSON.parse(new TextDecoder().decode(bytes.subarray(start, start + size)));
+  } catch (cause) {
+    throw new FoveaError("bad-file", "not a usable saved reading: its header is no JSON", { cause });
+  }
+  for (const key of ["model", "methods", "precision", "cache"] as const) {
+    const found = header.fingerprint?.[key];
+    if (found !== fingerprint[key])
+      throw new FoveaError(
+        "mismatch",
+        `the saved reading was made with ${key} ${JSON.stringify(found)}; this model has ${JSON.stringify(fingerprint[key])}`,
+        { hint: "open it with the same checkpoint, precision, cache type and methods, or read the text again" },
+      );
+  }
+  let at = start + size;
+  const take = (lengths: unknown) => {
+    if (!Array.isArray(lengths)) throw bad("its header lacks a list of sections");
+    return lengths.map((n: unknown) => {
+      if (typeof n !== "number" || !Number.isInteger(n) || n < 0 || n > bytes.length - at) throw bad("it is cut short");
+      at += n;
+      return bytes.subarray(at - n, at);
+    });
+  };
+  const stateBuffers = take(header.stateBuffers);
+  const cacheBuffers = take(header.cacheBuffers);
+  if (at !== bytes.length) throw bad(`${bytes.length - at} bytes stand after its end`);
+  if (checksum([...stateBuffers, ...cacheBuffers]) !== header.checksum) throw bad("its checksum is wrong");
+  if (!Array.isArray(header.ids) || !header.ids.every((i) => Number.isInteger(i) && i >= 0 && i < model.vocab))
+    throw bad("its token ids are out of range");
+  const saved = decodeState(header.states, stateBuffers) as {
+    states: unknown[];
+    rotaryLength: number;
+    logits: Float32Array | null;
+  };
+  const cache = Cache.deserialize(pool, cacheBuffers);
+  const sequence = new Sequence(cache, composed, model, { ids: header.ids, states: saved.states });
+  sequence.rotaryLength = saved.rotaryLength;
+  return { sequence, logits: saved.logits };
+}
+
+/** FNV-1a over 32-bit words, enough to notice damage. */
+function checksum(buffers: readonly Uint8Array[]): number {
+  let hash = 0x811c9dc5;
+  for (const b of buffers) {
+    const words = b.length >> 2;
+    const view = new DataView(b.buffer, b.byteOffset, b.length);
+    for (let i = 0; i < words; i++) hash = Math.imul(hash ^ view.getUint32(i * 4, true), 0x01000193);
+    for (let i = words * 4; i < b.length; i++) hash = Math.imul(hash ^ b[i], 0x01000193);
+  }
+  return hash >>> 0;
+}

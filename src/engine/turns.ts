@@ -1,0 +1,33 @@
+/**
+ * Who runs next. Work on the engine comes in short turns (one chunk of a prompt in one layer, one batched decode
+ * step), taken first come, first served, so that a long prompt does not hold up others. Between turns the event loop
+ * gets its share, so that messages (an abort, a request) arrive while work goes on.
+ */
+export class Turns {
+  #tail: Promise<unknown> = Promise.resolve();
+  #breath = 0;
+
+  /** Runs `work` when everything asked for before has run. */
+  take<T>(work: () => Promise<T> | T): Promise<T> {
+    const turn = this.#tail.then(async () => {
+      const now = performance.now();
+      if (now - this.#breath > 10) {
+        await macrotask();
+        this.#breath = performance.now();
+      }
+      return work();
+    });
+    this.#tail = turn.then(nothing, nothing);
+    return turn;
+  }
+}
+
+function nothing(): void {}
+
+/** A promise that resolves after the event loop has turned once. */
+function macrotask(): Promise<void> {
+  return new Promise((resolve) => {
+    if (typeof setImmediate === "function") setImmediate(resolve);
+    else setTimeout(resolve, 0);
+  });
+}

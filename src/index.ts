@@ -1,0 +1,5 @@
+export { catalog, method, parseMethods, resolve } from "./attention/index.js";
+export type * from "./engine/index.js";
+export { type ErrorCode, FoveaError } from "./error.js";
+export { load } from "./load.js";
+export { convert } from "./models/index.js";
