@@ -1,5 +1,7 @@
 import type { AttachedMethod } from "../engine/hooks.js";
 import { FoveaError } from "../error.js";
+import { h2o } from "./eviction/h2o.js";
+import { snapkv } from "./eviction/snapkv.js";
 import { full } from "./full.js";
 import type { Card, MethodFactory } from "./method.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
@@ -9,7 +11,7 @@ import { didYouMean, parseMethods } from "./string.js";
 export type AnyMethod = Pick<MethodFactory, "card" | "from">;
 
 /** All methods. To add one is to add its line. */
-const METHODS: readonly AnyMethod[] = [full, streamingLlm];
+const METHODS: readonly AnyMethod[] = [full, streamingLlm, h2o, snapkv];
 
 /** The methods by name, in the order of the list. */
 export const catalog: ReadonlyMap<string, AnyMethod> = new Map(METHODS.map((m) => [m.card.name, m]));

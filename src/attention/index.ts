@@ -1,5 +1,7 @@
 export type { AnyMethod, MethodsInput } from "./catalog.js";
 export { catalog, listMethods, resolve } from "./catalog.js";
+export { h2o } from "./eviction/h2o.js";
+export { snapkv } from "./eviction/snapkv.js";
 export { full } from "./full.js";
 export type {
   Card,

@@ -1,0 +1,183 @@
+import { z } from "zod";
+import type { AttentionStep, Hooks, ModelShape, ObserveStep, RetainStep, Rows } from "../../engine/hooks.js";
+import { FoveaError } from "../../error.js";
+import { budget, budgetTokens, largest } from "../budget.js";
+import { method } from "../method.js";
+
+const parameters = z.object({
+  heavy: budget(0)
+    .default(0.1)
+    .describe("tokens with the most accumulated attention, or their share of the prompt (h)"),
+  recent: budget(0).default(0.1).describe("newest tokens, or their share of the prompt (w)"),
+  variant: z
+    .enum(["evict", "mask"])
+    .default("evict")
+    .describe("really evict, or the official teacher-forced simulation by a mask over full rows"),
+});
+type Parameters = z.output<typeof parameters>;
+
+/**
+ * H2O: per head the `heavy` tokens that all queries so far attended to most, and the `recent` last ones, stay.
+ *
+ * `evict` sums the weights as used: column sums over the prompt, then each decoded row; what leaves the cache loses its
+ * score for good. `mask` is the paper's simulation: scores come from full rows, nothing is freed, and what left the
+ * heavy set may be read again only as a recent token.
+ */
+export const h2o = method({
+  name: "h2o",
+  family: "eviction",
+  does: "Keeps the tokens with the largest accumulated attention and the newest ones.",
+  paper: {
+    title: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
+    venue: "NeurIPS 2023",
+    url: "https://github.com/FMInference/H2O",
+  },
+  cost: "heavy + recent keys per token; weights of every row, which the fused forms of attention do not give",
+  facts: "the official code; summing the scores of a group of query heads is inferred (the official models have none)",
+  deviations: [
+    "query heads that share keys and values share one set, chosen by the sum of their scores",
+    "positions stay the true ones; the official streaming form numbers them anew",
+  ],
+  rows: { prefill: false, lastPromptRow: false, decode: true },
+  exact: { heavy: 2 ** 30 },
+  status: "experimental",
+  parameters,
+  hooks: ["observe", "retain", "scores"],
+  scope: "heads",
+  create(params): Hooks<HeavyState> {
+    if (budgetTokens(params.heavy, 1 << 20) + budgetTokens(params.recent, 1 << 20) < 1)
+      throw new FoveaError("bad-input", "h2o: heavy and recent are both 0; expected a token or more together");
+    const state = (): HeavyState => ({ length: 0, layers: new Map() });
+    if (params.variant === "mask") return { state, scores: (step, rows) => maskRows(step, rows, params) };
+    return { state, observe: accumulate, retain: (step) => evict(step, params) };
+  },
+});
+
+/** Accumulated scores of a KV head's entries, whose positions ascend. */
+export interface Scores {
+  positions: Int32Array;
+  scores: Float32Array;
+}
+interface HeavyState {
+  /** Tokens of the text when its last prompt or extension ended: what shares refer to. */
+  length: number;
+  layers: Map<number, Scores[]>;
+}
+
+/** Adds the weights of a block of rows to the scores of the keys. */
+function accumulate(step: ObserveStep<HeavyState>): void {
+  const { heads, rows, keys, data } = step.weights;
+  const kvHeads = step.model.kvHeads;
+  const group = heads / kvHeads;
+  const before = step.state.layers.get(step.layer);
+  const after = Array.from({ length: kvHeads }, (_, kv): Scores => {
+    const positions = step.keyPositions(kv);
+    const scores = carryScores(before?.[kv], positions);
+    for (let h = kv * group; h < (kv + 1) * group; h++)
+      addColumnSums(scores, data.subarray(h * rows * keys, (h + 1) * rows * keys), keys);
+    return { positions, scores };
+  });
+  step.state.layers.set(step.layer, after);
+}
+
+/** Adds each column's sum of weights [T, S] to scores [<= S]. */
+export function addColumnSums(scores: Float32Array, weights: Float32Array, keys: number): void {
+  for (let at = 0; at < weights.length; at += keys)
+    for (let s = 0; s < scores.length; s++) scores[s] += weights[at + s];
+}
+
+/** Scores for entries at `positions`: those known go along, new entries begin at 0. */
+export function carryScores(known: Scores | undefined, positions: Int32Array): Float32Array {
+  const scores = new Float32Array(positions.length);
+  if (known)
+    for (let i = 0, j = 0; i < positions.length && j < known.positions.length; ) {
+      if (positions[i] === known.positions[j]) scores[i++] = known.scores[j++];
+      else if (positions[i] < known.positions[j]) i++;
+      else j++;
+    }
+  return scores;
+}
+
+/** After a step: where more than heavy + recent entries lie, the rest leaves. */
+function evict(step: RetainStep<HeavyState>, params: Parameters): void {
+  if (step.when !== "after") return;
+  if (step.phase !== "decode") step.state.length = step.positions[step.rows - 1] + 1;
+  const { heavy, recent } = tokensOf(params, step.state.length || step.positions[0] + 1);
+  for (const [kv, known] of (step.state.layers.get(step.layer) ?? []).entries()) {
+    if (step.view.length(kv) <= heavy + recent) continue;
+    const scores = carryScores(known, step.view.positions(kv));
+    step.keep(kv, keptByScore(scores, heavy, recent));
+  }
+}
+
+function tokensOf(params: Parameters, length: number) {
+  return { heavy: budgetTokens(params.heavy, length), recent: budgetTokens(params.recent, length) };
+}
+
+/** Of scored entries: the `heavy` largest among all but the last `recent`, and those last. Ascending. */
+export function keptByScore(scores: Float32Array, heavy: number, recent: number): Int32Array {
+  const split = Math.max(0, scores.length - recent);
+  const chosen = largest(scores, heavy, 0, split);
+  return Int32Array.from({ length: chosen.length + scores.length - split }, (_, i) =>
+    i < chosen.length ? chosen[i] : split + i - chosen.length,
+  );
+}
+
+/** The simulation: masks rows of full logits. Rows come in order, block by block. */
+function maskRows(step: AttentionStep<HeavyState>, rows: Rows, params: Parameters): void {
+  const { state, model, positions } = step;
+  if (step.phase !== "decode") state.length = positions[0] - step.firstRow + step.totalRows;
+  const { heavy, recent } = tokensOf(params, state.length || positions[0] + 1);
+  const sets = state.layers.get(step.layer) ?? Array.from({ length: model.kvHeads }, emptyScores);
+  for (let kv = 0; kv < model.kvHeads; kv++) {
+    const entries = step.view.positions(kv);
+    for (let t = 0; t < step.rows; t++)
+      sets[kv] = maskRow(sets[kv], logitsOf(rows, kv, t, model), positions[t], entries, heavy, recent);
+  }
+  state.layers.set(step.layer, sets);
+}
+
+function emptyScores(): Scores {
+  return { positions: new Int32Array(0), scores: new Float32Array(0) };
+}
+
+function logitsOf({ data, heads, rows, keys }: Rows, kv: number, row: number, { kvHeads }: ModelShape): Float32Array[] {
+  const group = heads / kvHeads;
+  return Array.from({ length: group }, (_, g) => {
+    const at = ((kv * group + g) * rows + row) * keys;
+    return data.subarray(at, at + keys);
+  });
+}
+
+/**
+ * One row of the simulation. `set` is the heavy set with its scores; `group` the row's full logits, one array [S] per
+ * query head, masked in place: heavy tokens and those at a distance of `recent` or less stay. The new set: the
+ * heavy - 1 best, and the row's own token; their weights over the full row are added.
+ */
+export function maskRow(
+  set: Scores,
+  group: readonly Float32Array[],
+  position: number,
+  entries: Int32Array,
+  heavy: number,
+  recent: number,
+): Scores {
+  const stay =
+    set.positions.length >= heavy ? largest(set.scores, Math.max(0, heavy - 1)) : set.positions.map((_, i) => i);
+  const positions = Int32Array.from({ length: stay.length + 1 }, (_, i) =>
+    i < stay.length ? set.positions[stay[i]] : position,
+  );
+  const scores = Float32Array.from({ length: positions.length }, (_, i) => (i < stay.length ? set.scores[stay[i]] : 0));
+  for (const logits of group) {
+    let max = Number.NEGATIVE_INFINITY;
+    for (const x of logits) if (x > max) max = x;
+    let sum = 0;
+    for (const x of logits) sum += Math.exp(x - max);
+    for (let s = 0, i = 0; s < entries.length && entries[s] <= position; s++) {
+      const inSet = i < positions.length && positions[i] === entries[s];
+      if (inSet) scores[i++] += Math.exp(logits[s] - max) / sum;
+      else if (position - entries[s] > recent) logits[s] = Number.NEGATIVE_INFINITY;
+    }
+  }
+  return { positions, scores };
+}
