@@ -1,8 +1,15 @@
 import { resolve as resolveMethods } from "./attention/index.js";
 import type { LoadOptions, Model } from "./engine/api.js";
-import { type Connection, fromPlainError, localConnection, type PlainError, type Port, portConnection } from "./engine/connection.js";
-import { Host, type HostOptions, type MethodList } from "./engine/host.js";
+import {
+  type Connection,
+  fromPlainError,
+  localConnection,
+  type PlainError,
+  type Port,
+  portConnection,
+} from "./engine/connection.js";
 import type { AttachedMethod } from "./engine/hooks.js";
+import { Host, type HostOptions, type MethodList } from "./engine/host.js";
 import { createModel } from "./engine/model.js";
 import { aborted, checkAbort, FoveaError } from "./error.js";
 import { type Checkpoint, openCheckpoint } from "./models/index.js";
@@ -70,7 +77,10 @@ async function machineResources(): Promise<{ threads: number; memory: number }> 
 }
 
 /** What the worker says before it serves calls. */
-export type WorkerMessage = { kind: "progress"; progress: unknown } | { kind: "ready" } | { kind: "failed"; error: PlainError };
+export type WorkerMessage =
+  | { kind: "progress"; progress: unknown }
+  | { kind: "ready" }
+  | { kind: "failed"; error: PlainError };
 
 async function startWorker(name: string, options: HostOptions): Promise<Connection> {
   const { signal, onProgress, ...plain } = options;
@@ -145,5 +155,7 @@ async function startWorker(name: string, options: HostOptions): Promise<Connecti
 
 /** The worker's script: beside this one when built; of the build when this runs as source. */
 function workerUrl(): URL {
-  return import.meta.url.endsWith(".ts") ? new URL("../dist/worker.js", import.meta.url) : new URL("./worker.js", import.meta.url);
+  return import.meta.url.endsWith(".ts")
+    ? new URL("../dist/worker.js", import.meta.url)
+    : new URL("./worker.js", import.meta.url);
 }

@@ -34,7 +34,10 @@ async function port(): Promise<Port> {
     return { post: (m) => parent.postMessage(m), onMessage: (handler) => void parent.on("message", handler) };
   }
   const scope = globalThis as unknown as Worker;
-  return { post: (m) => scope.postMessage(m), onMessage: (handler) => scope.addEventListener("message", (e) => handler(e.data)) };
+  return {
+    post: (m) => scope.postMessage(m),
+    onMessage: (handler) => scope.addEventListener("message", (e) => handler(e.data)),
+  };
 }
 
 void port().then(start);

@@ -162,12 +162,19 @@ export interface Model extends AsyncDisposable {
   with(...methods: MethodInput[]): Model;
   prompt(input: string | readonly Message[], options?: { special?: boolean; generation?: boolean }): Prompt;
   generate(prompt: PromptInput | readonly Message[], options?: GenerateOptions): Generation;
-  score(text: PromptInput, options?: { signal?: AbortSignal; onProgress?: (p: Progress) => void }): Promise<ScoreResult>;
+  score(
+    text: PromptInput,
+    options?: { signal?: AbortSignal; onProgress?: (p: Progress) => void },
+  ): Promise<ScoreResult>;
   /** Logits of the last row, or of all rows: [rows, V]. */
   logits(prompt: PromptInput, options?: { rows?: "last" | "all"; signal?: AbortSignal }): Promise<Float32Array>;
   read(
     text: PromptInput,
-    options?: { attention?: MethodInput | readonly MethodInput[]; signal?: AbortSignal; onProgress?: (p: Progress) => void },
+    options?: {
+      attention?: MethodInput | readonly MethodInput[];
+      signal?: AbortSignal;
+      onProgress?: (p: Progress) => void;
+    },
   ): Promise<Reading>;
   /** A reading saved by `save`. Refused when the model, its precision, cache type or methods differ. */
   open(file: string): Promise<Reading>;

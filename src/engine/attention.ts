@@ -4,7 +4,19 @@ import type { Cache } from "./cache.js";
 import type { Composed, LayerHooks } from "./compose.js";
 import { addBiases, combineSelections } from "./compose.js";
 import type { FusedAttention } from "./fused-attention.js";
-import type { AttentionStep, KeyView, LogBias, ModelShape, Part, Partial, Phase, RetainStep, RotaryPlan, Rows, Step } from "./hooks.js";
+import type {
+  AttentionStep,
+  KeyView,
+  LogBias,
+  ModelShape,
+  Part,
+  Partial,
+  Phase,
+  RetainStep,
+  RotaryPlan,
+  Rows,
+  Step,
+} from "./hooks.js";
 import { isPartial } from "./hooks.js";
 import { FloatKeys, floatKeysOfCache, type KeySource, type QueryRows } from "./key-source.js";
 import type { MechanismRunner } from "./mechanism.js";
@@ -66,7 +78,15 @@ export class AttentionRunner {
   }
 
   /** One row of one sequence, no hooks: rotate, append, attend. */
-  decodePlain(layer: number, sequence: AttentionSequence, position: number, q: Float32Array, k: Float32Array, v: Float32Array, out: Float32Array): void {
+  decodePlain(
+    layer: number,
+    sequence: AttentionSequence,
+    position: number,
+    q: Float32Array,
+    k: Float32Array,
+    v: Float32Array,
+    out: Float32Array,
+  ): void {
     const shape = this.#shapes[layer];
     const table = sequence.tables?.[layer];
     if (table) {
@@ -77,7 +97,8 @@ export class AttentionRunner {
     const cache = sequence.cache.layer(layer);
     cache.append(k, v, 1);
     const { window } = shape;
-    const entries = window && cache.length(0) > window ? windowEntries(cache, shape.kvHeads, position, window) : undefined;
+    const entries =
+      window && cache.length(0) > window ? windowEntries(cache, shape.kvHeads, position, window) : undefined;
     cache.attend({ q, rows: 1, scale: shape.scale, softcap: shape.softcap, entries }, out);
   }
 
@@ -91,7 +112,8 @@ export class AttentionRunner {
     const { phase, rows, positions, q, k, v } = input;
     const cache = sequence.cache.layer(layer);
     const base: StepBase = { layer, phase, rows, positions, firstRow: 0, totalRows: rows, model: this.#model };
-    for (const { index, hooks: h } of hooks.activations) h.activations?.(bind({ ...base, q, k, v }, sequence.states, index));
+    for (const { index, hooks: h } of hooks.activations)
+      h.activations?.(bind({ ...base, q, k, v }, sequence.states, index));
 
     // positions
     const unrotated = hooks.select.length > 0 ? q.slice() : q;
@@ -141,7 +163,20 @@ export class AttentionRunner {
     const mechanism = hooks.mechanism?.hooks.mechanism;
     if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, q, positions, from, out);
     else if (prompt && from === 0 && !hooks.reads) await this.#fused.run(shape, q, k, v, rows, out);
-    else await this.#blocksOf(hooks, sequence, base, shape, source, { q, rows, positions }, rotateAt, from, out, byGraph, cache);
+    else
+      await this.#blocksOf(
+        hooks,
+        sequence,
+        base,
+        shape,
+        source,
+        { q, rows, positions },
+        rotateAt,
+        from,
+        out,
+        byGraph,
+        cache,
+      );
 
     for (const { index, hooks: h } of hooks.heads) {
       h.heads?.(bind({ ...base, heads: out }, sequence.states, index));
@@ -313,7 +348,8 @@ async function attendWithHooks(
   query: QueryRows,
 ): Promise<Float32Array> {
   const selections: (readonly (Part | Partial)[])[] = [];
-  for (const { index, hooks: h } of hooks.select) if (h.select) selections.push(await h.select(bind({ ...step }, states, index)));
+  for (const { index, hooks: h } of hooks.select)
+    if (h.select) selections.push(await h.select(bind({ ...step }, states, index)));
   const parts = combineSelections(selections, source.view, shape, query.positions);
   let bias: LogBias | undefined;
   for (const { index, hooks: h } of hooks.bias) {
@@ -326,7 +362,9 @@ async function attendWithHooks(
   if (hooks.scores.length + hooks.pattern.length + hooks.observe.length === 0) {
     const partials: Partial[] = [];
     for (const part of parts) {
-      partials.push(isPartial(part) ? part : await source.attend(part.query ? { ...query, q: part.query } : query, withBias(part)));
+      partials.push(
+        isPartial(part) ? part : await source.attend(part.query ? { ...query, q: part.query } : query, withBias(part)),
+      );
     }
     return mergePartials(partials, shape.valueDim).output;
   }
@@ -349,7 +387,9 @@ async function attendWithHooks(
   softmaxRows(rows);
   for (const { index, hooks: h } of hooks.pattern) h.pattern?.(bind({ ...step }, states, index), rows);
   for (const { index, hooks: h } of hooks.observe)
-    await h.observe?.(bind({ ...step, weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index));
+    await h.observe?.(
+      bind({ ...step, weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index),
+    );
   return source.sum(rows.data, query.rows);
 }
 

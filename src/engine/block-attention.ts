@@ -53,7 +53,10 @@ export class BlockAttention {
   /** (output [T, Hq, Dv], lse [T, Hq]); a row that sees nothing gives 0 and -Infinity. */
   async attend(shape: AttentionShape, query: BlockQuery, k: KeyBlock, v: KeyBlock) {
     const segment = await this.#get("attend", shape, k.layout, query.bias);
-    const { out, lse } = await segment.run({ ...this.#feeds(shape, query, k), v: block(v, shape.kvHeads, shape.valueDim) });
+    const { out, lse } = await segment.run({
+      ...this.#feeds(shape, query, k),
+      v: block(v, shape.kvHeads, shape.valueDim),
+    });
     const output = out.data as Float32Array;
     const sums = lse.data as Float32Array;
     for (let i = 0; i < sums.length; i++)
@@ -122,7 +125,12 @@ function block(b: KeyBlock, kvHeads: number, dim: number) {
 }
 
 /** The graphs: attention by its definition, grouped heads by broadcasting. T rows, S keys. */
-function blockGraph(kind: "attend" | "logits" | "sum", shape: AttentionShape, layout: KeyBlock["layout"], biased: boolean) {
+function blockGraph(
+  kind: "attend" | "logits" | "sum",
+  shape: AttentionShape,
+  layout: KeyBlock["layout"],
+  biased: boolean,
+) {
   const { heads, kvHeads, keyDim, valueDim, scale, softcap } = shape;
   const groups = heads / kvHeads;
   const headMajor = (name: string, dim: number): { node: Tensor; perHead: Tensor } => {

@@ -47,7 +47,10 @@ export interface PlainError {
 
 export function plainError(error: unknown): PlainError {
   if (error instanceof FoveaError) return { code: error.code, message: error.message, hint: error.hint };
-  return { message: error instanceof Error ? error.message : String(error), stack: error instanceof Error ? error.stack : undefined };
+  return {
+    message: error instanceof Error ? error.message : String(error),
+    stack: error instanceof Error ? error.stack : undefined,
+  };
 }
 
 export function fromPlainError({ code, message, hint, stack }: PlainError): Error {
@@ -91,7 +94,10 @@ export function serve(host: Host, port: Port): void {
 
 /** A host behind a port. `end` stops the other thread. */
 export function portConnection(port: Port, end: () => Promise<unknown>): Connection & { fail(error: Error): void } {
-  const waiting = new Map<number, { resolve: (r: unknown) => void; reject: (e: Error) => void; onEvent?: (e: unknown) => void }>();
+  const waiting = new Map<
+    number,
+    { resolve: (r: unknown) => void; reject: (e: Error) => void; onEvent?: (e: unknown) => void }
+  >();
   let next = 1;
   let failure: Error | undefined;
   port.onMessage((raw) => {

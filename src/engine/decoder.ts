@@ -10,7 +10,12 @@ const MOST = 64;
  */
 export class Decoder {
   readonly #engine: Engine;
-  #waiting: { sequence: Sequence; id: number; resolve: (logits: Float32Array) => void; reject: (error: unknown) => void }[] = [];
+  #waiting: {
+    sequence: Sequence;
+    id: number;
+    resolve: (logits: Float32Array) => void;
+    reject: (error: unknown) => void;
+  }[] = [];
   #running = false;
   #active = 0;
 

@@ -20,7 +20,11 @@ export class Embedding {
   static async create(config: ModelConfig, weights: WeightSource): Promise<Embedding> {
     const names = config.learnedPositions ? ["embed", "embed_positions"] : ["embed"];
     await weights.prefetch?.(names);
-    return new Embedding(config, weights.get("embed"), config.learnedPositions ? weights.get("embed_positions") : undefined);
+    return new Embedding(
+      config,
+      weights.get("embed"),
+      config.learnedPositions ? weights.get("embed_positions") : undefined,
+    );
   }
 
   /** Rows [T, d] for token ids at absolute positions. Throws bad-input for ids outside the vocabulary. */
@@ -36,7 +40,10 @@ export class Embedding {
       if (this.#positions && learnedPositions) {
         const at = positions[t] + learnedPositions.offset;
         if (at >= this.#positions.shape[0])
-          throw new FoveaError("too-large", `position ${positions[t]} is beyond the model's ${this.#positions.shape[0] - learnedPositions.offset} learned positions`);
+          throw new FoveaError(
+            "too-large",
+            `position ${positions[t]} is beyond the model's ${this.#positions.shape[0] - learnedPositions.offset} learned positions`,
+          );
         addRow(this.#positions, at, 1, row);
       }
     }

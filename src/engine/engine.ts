@@ -53,7 +53,16 @@ export class Engine {
   readonly #embedding: Embedding;
   readonly #turns = new Turns();
   readonly #tables = new Map<string, readonly (RotaryTable | null)[]>();
-  #decodeBuffers: { rows: number; q: Float32Array; k: Float32Array; v: Float32Array; heads: Float32Array; x: [Float32Array, Float32Array] } | undefined;
+  #decodeBuffers:
+    | {
+        rows: number;
+        q: Float32Array;
+        k: Float32Array;
+        v: Float32Array;
+        heads: Float32Array;
+        x: [Float32Array, Float32Array];
+      }
+    | undefined;
 
   private constructor(fields: {
     config: ModelConfig;
@@ -81,7 +90,10 @@ export class Engine {
   }
 
   /** Prepares an open checkpoint: compiles every segment, sets the cache's pool up. */
-  static async create(checkpoint: Checkpoint, options: LoadOptions & { threads: number; memory: number; precision: "float32" | "int8" | "int4" }): Promise<Engine> {
+  static async create(
+    checkpoint: Checkpoint,
+    options: LoadOptions & { threads: number; memory: number; precision: "float32" | "int8" | "int4" },
+  ): Promise<Engine> {
     const { config } = checkpoint;
     const shape: ModelShape = {
       layers: config.layers,
@@ -95,17 +107,21 @@ export class Engine {
       hash: checkpoint.hash,
       rotary: config.rotary !== null,
     };
-    const shapes = Array.from({ length: config.layers }, (_, l): AttentionShape => ({
-      heads: config.heads,
-      kvHeads: config.kvHeads,
-      keyDim: config.headDim,
-      valueDim: config.headDim,
-      scale: config.attention.scale,
-      softcap: config.attention.softcap,
-      window: config.attention.windowLayers[l] ? config.attention.window : undefined,
-    }));
+    const shapes = Array.from(
+      { length: config.layers },
+      (_, l): AttentionShape => ({
+        heads: config.heads,
+        kvHeads: config.kvHeads,
+        keyDim: config.headDim,
+        valueDim: config.headDim,
+        scale: config.attention.scale,
+        softcap: config.attention.softcap,
+        window: config.attention.windowLayers[l] ? config.attention.window : undefined,
+      }),
+    );
     const weightBytes = estimateWeightBytes(config, options.precision);
-    const limit = options.memory - weightBytes - workBytes(config, Math.min(CHUNK, config.maxPositions), options.threads);
+    const limit =
+      options.memory - weightBytes - workBytes(config, Math.min(CHUNK, config.maxPositions), options.threads);
     if (limit <= 0)
       throw new FoveaError(
         "out-of-memory",
@@ -267,8 +283,12 @@ export class Engine {
   /** Rotary tables for a sequence of some length; only dynamic scaling and LongRoPE depend on it. */
   #rotary(length: number): readonly (RotaryTable | null)[] {
     const { rotary, layers } = this.config;
-    const plans = Array.from({ length: layers }, (_, l) => (rotary ? rotaryPlan(rotaryTable(rotary, l, length)) : null));
-    const key = plans.map((p) => (p ? `${p.inverse[1] ?? p.inverse[0]}:${p.inverse.at(-1)}:${p.multiplier}` : "-")).join("|");
+    const plans = Array.from({ length: layers }, (_, l) =>
+      rotary ? rotaryPlan(rotaryTable(rotary, l, length)) : null,
+    );
+    const key = plans
+      .map((p) => (p ? `${p.inverse[1] ?? p.inverse[0]}:${p.inverse.at(-1)}:${p.multiplier}` : "-"))
+      .join("|");
     let tables = this.#tables.get(key);
     if (!tables) {
       const made = new Map<string, RotaryTable>();
@@ -299,8 +319,14 @@ export class Engine {
     this.#setRotary(sequence, start + total + (options.reserve ?? 0));
     sequence.ids.push(...ids);
     const { composed } = sequence;
-    const edit = (hook: MethodHooks[] | readonly MethodHooks[], name: TapHook, layer: number, x: Float32Array, first: number, count: number) =>
-      this.#edit(hook, name, sequence, { layer, phase, positions, first, count, total: rows }, x);
+    const edit = (
+      hook: MethodHooks[] | readonly MethodHooks[],
+      name: TapHook,
+      layer: number,
+      x: Float32Array,
+      first: number,
+      count: number,
+    ) => this.#edit(hook, name, sequence, { layer, phase, positions, first, count, total: rows }, x);
 
     let x: Float32Array = this.#embedding.rows(ids, positions);
     let next = new Float32Array(rows * width);
@@ -338,7 +364,8 @@ export class Engine {
       checkAbort(options.signal);
       const here = composed.layer(layer);
       const last = layer === layers - 1;
-      const all = !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
+      const all =
+        !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
       const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : rows - 1;
       const input: LayerRows = { phase, rows, positions, q, k, v };
       await this.#turns.take(() => this.#attention.run(layer, sequence, input, out, from));
@@ -375,7 +402,10 @@ export class Engine {
           layers,
           stops,
           count,
-          { residual: x.subarray(first * width, (first + count) * width), heads: heads.subarray(first * wide, (first + count) * wide) },
+          {
+            residual: x.subarray(first * width, (first + count) * width),
+            heads: heads.subarray(first * wide, (first + count) * wide),
+          },
           { logits: here },
           (stop, data) =>
             this.#edit(
@@ -388,7 +418,8 @@ export class Engine {
         ),
       );
       if (options.wanted === "all") {
-        for (let r = 0; r < count; r++) this.#editLogits(sequence, here.subarray(r * vocab, (r + 1) * vocab), at.positions[first + r], at.phase);
+        for (let r = 0; r < count; r++)
+          this.#editLogits(sequence, here.subarray(r * vocab, (r + 1) * vocab), at.positions[first + r], at.phase);
         options.onLogits?.(at.offset + first, count, here);
       }
       if (first + count === at.rows) last = here.slice((count - 1) * vocab);
@@ -436,9 +467,17 @@ export class Engine {
       });
     };
     edit((c) => c.embeddings, "embeddings", 0, x);
-    const onStop = (stop: Stop, data: Float32Array) => edit((c) => hooksOf(c, stop), TAP_HOOKS[stop.tap], stop.layer, data);
+    const onStop = (stop: Stop, data: Float32Array) =>
+      edit((c) => hooksOf(c, stop), TAP_HOOKS[stop.tap], stop.layer, data);
     for (let layer = 0; layer < layers; layer++) {
-      await this.#segment(layer, this.#stops(layer, composed), rows, { residual: x, heads: buffers.heads }, { residual: next, q, k, v }, onStop);
+      await this.#segment(
+        layer,
+        this.#stops(layer, composed),
+        rows,
+        { residual: x, heads: buffers.heads },
+        { residual: next, q, k, v },
+        onStop,
+      );
       if (layer > 0) [x, next] = [next, x];
       for (let i = 0; i < rows; i++) {
         const { sequence } = items[i];
@@ -456,7 +495,14 @@ export class Engine {
       }
     }
     const logits = new Float32Array(rows * vocab);
-    await this.#segment(layers, this.#stops(layers, composed), rows, { residual: x, heads: buffers.heads }, { logits }, onStop);
+    await this.#segment(
+      layers,
+      this.#stops(layers, composed),
+      rows,
+      { residual: x, heads: buffers.heads },
+      { logits },
+      onStop,
+    );
     return items.map(({ sequence, id }, i) => {
       sequence.ids.push(id);
       const own = rows === 1 ? logits : logits.slice(i * vocab, (i + 1) * vocab);

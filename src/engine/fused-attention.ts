@@ -14,12 +14,23 @@ export class FusedAttention {
   }
 
   /** q [T, Hq, D], k and v [T, Hkv, D], rotated; writes [T, Hq, D] to `out`. */
-  async run(shape: AttentionShape, q: Float32Array, k: Float32Array, v: Float32Array, rows: number, out: Float32Array): Promise<void> {
+  async run(
+    shape: AttentionShape,
+    q: Float32Array,
+    k: Float32Array,
+    v: Float32Array,
+    rows: number,
+    out: Float32Array,
+  ): Promise<void> {
     const segment = await this.#get(shape);
     const wide = shape.heads * shape.keyDim;
     const narrow = shape.kvHeads * shape.keyDim;
     await segment.run(
-      { q: { data: q, dims: [rows, wide] }, k: { data: k, dims: [rows, narrow] }, v: { data: v, dims: [rows, narrow] } },
+      {
+        q: { data: q, dims: [rows, wide] },
+        k: { data: k, dims: [rows, narrow] },
+        v: { data: v, dims: [rows, narrow] },
+      },
       { out: { data: out, dims: [rows, wide] } },
     );
   }

@@ -32,7 +32,12 @@ export interface ObservedRows {
 export interface Operations {
   info: { args: { methods: MethodList }; event: never; result: ModelInfo };
   generate: {
-    args: { ids: readonly number[]; reading?: number; methods: MethodList; options: Omit<GenerateOptions, "signal" | "onProgress"> };
+    args: {
+      ids: readonly number[];
+      reading?: number;
+      methods: MethodList;
+      options: Omit<GenerateOptions, "signal" | "onProgress">;
+    };
     event: { piece: { id: number; text: string } } | { progress: Progress };
     result: GenerateResult;
   };
@@ -41,7 +46,11 @@ export interface Operations {
     event: { progress: Progress };
     result: ScoreResult;
   };
-  logits: { args: { ids: readonly number[]; rows: "last" | "all"; methods: MethodList }; event: never; result: Float32Array };
+  logits: {
+    args: { ids: readonly number[]; rows: "last" | "all"; methods: MethodList };
+    event: never;
+    result: Float32Array;
+  };
   read: {
     args: { ids: readonly number[]; methods: MethodList };
     event: { progress: Progress };
@@ -108,13 +117,22 @@ export class Host {
   }
 
   /** Runs one operation. Throws `closed` after `shutdown`. */
-  async call<K extends OperationName>(name: K, args: Operations[K]["args"], call: Call<Operations[K]["event"]>): Promise<Operations[K]["result"]> {
+  async call<K extends OperationName>(
+    name: K,
+    args: Operations[K]["args"],
+    call: Call<Operations[K]["event"]>,
+  ): Promise<Operations[K]["result"]> {
     if (this.#closed) throw new FoveaError("closed", "the model is closed");
     const run = this.#operations[name] as (args: unknown, call: unknown) => Promise<unknown>;
     return (await run(args, call)) as Operations[K]["result"];
   }
 
-  readonly #operations: { [K in OperationName]: (args: Operations[K]["args"], call: Call<Operations[K]["event"]>) => Promise<Operations[K]["result"]> } = {
+  readonly #operations: {
+    [K in OperationName]: (
+      args: Operations[K]["args"],
+      call: Call<Operations[K]["event"]>,
+    ) => Promise<Operations[K]["result"]>;
+  } = {
     info: async ({ methods }) => this.#info(await this.#compose(methods)),
 
     generate: async ({ ids, reading, methods, options }, call) => {
@@ -139,12 +157,20 @@ export class Host {
     logits: async ({ ids, rows, methods }, call) => {
       const { sequence, prompt } = await this.#begin(ids, undefined, methods);
       try {
-        if (rows === "last") return (await this.#engine.prefill(sequence, prompt, { wanted: "last", signal: call.signal })) ?? new Float32Array(0);
+        if (rows === "last")
+          return (
+            (await this.#engine.prefill(sequence, prompt, { wanted: "last", signal: call.signal })) ??
+            new Float32Array(0)
+          );
         const { vocab } = this.#engine.config;
         if (prompt.length * vocab * 4 > 2 ** 30)
-          throw new FoveaError("too-large", `logits of ${prompt.length} rows over ${vocab} tokens take more than 1 GiB`, {
-            hint: "ask for the last row, or use score",
-          });
+          throw new FoveaError(
+            "too-large",
+            `logits of ${prompt.length} rows over ${vocab} tokens take more than 1 GiB`,
+            {
+              hint: "ask for the last row, or use score",
+            },
+          );
         const out = new Float32Array(prompt.length * vocab);
         await this.#engine.prefill(sequence, prompt, {
           wanted: "all",
@@ -175,7 +201,10 @@ export class Host {
     extend: async ({ reading, ids }, call) => {
       const held = this.#reading(reading);
       const run = held.busy.then(async () => {
-        this.#last.set(reading, await this.#engine.prefill(held.sequence, ids, { wanted: "last", signal: call.signal }));
+        this.#last.set(
+          reading,
+          await this.#engine.prefill(held.sequence, ids, { wanted: "last", signal: call.signal }),
+        );
       });
       held.busy = run.catch(() => undefined);
       await run;
@@ -200,7 +229,11 @@ export class Host {
     save: async ({ reading, file }) => {
       const held = this.#reading(reading);
       await held.busy;
-      const parts = encodeSequence(held.sequence, this.#last.get(reading) ?? null, this.#fingerprint(held.sequence.composed));
+      const parts = encodeSequence(
+        held.sequence,
+        this.#last.get(reading) ?? null,
+        this.#fingerprint(held.sequence.composed),
+      );
       await writeParts(file, parts);
       return undefined;
     },
@@ -211,7 +244,13 @@ export class Host {
       const bytes = await readFile(file).catch((cause: unknown) => {
         throw new FoveaError("not-found", `cannot read the saved reading ${file}`, { cause, hint: "check the path" });
       });
-      const { sequence, logits } = decodeSequence(bytes, this.#engine.pool, composed, this.#engine.shape, this.#fingerprint(composed));
+      const { sequence, logits } = decodeSequence(
+        bytes,
+        this.#engine.pool,
+        composed,
+        this.#engine.shape,
+        this.#fingerprint(composed),
+      );
       return this.#keep(sequence, logits);
     },
 
@@ -303,7 +342,11 @@ export class Host {
   }
 
   /** A new sequence, or a fork of a reading, and the ids that it goes on with after the methods' context hooks. */
-  async #begin(ids: readonly number[], reading: number | undefined, methods: MethodList): Promise<{ sequence: Sequence; prompt: readonly number[] }> {
+  async #begin(
+    ids: readonly number[],
+    reading: number | undefined,
+    methods: MethodList,
+  ): Promise<{ sequence: Sequence; prompt: readonly number[] }> {
     if (reading !== undefined) {
       const held = this.#reading(reading);
       await held.busy;
@@ -462,6 +505,10 @@ async function writeParts(file: string, parts: readonly Uint8Array[]): Promise<v
     await rename(temporary, file);
   } catch (cause) {
     await rm(temporary, { force: true });
-    throw new FoveaError("bad-file", `cannot write ${file}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+    throw new FoveaError(
+      "bad-file",
+      `cannot write ${file}: ${cause instanceof Error ? cause.message : String(cause)}`,
+      { cause },
+    );
   }
 }

@@ -29,8 +29,10 @@ export interface KeySource {
 export function entryMask(entries: Entries, length: number, pageSize: number): Uint8Array {
   const mask = new Uint8Array(length);
   if (entries === "all") return mask.fill(1);
-  if ("ranges" in entries) for (const [start, end] of entries.ranges) mask.fill(1, Math.max(0, start), Math.min(length, end));
-  else if ("pages" in entries) for (const p of entries.pages) mask.fill(1, p * pageSize, Math.min(length, (p + 1) * pageSize));
+  if ("ranges" in entries)
+    for (const [start, end] of entries.ranges) mask.fill(1, Math.max(0, start), Math.min(length, end));
+  else if ("pages" in entries)
+    for (const p of entries.pages) mask.fill(1, p * pageSize, Math.min(length, (p + 1) * pageSize));
   else for (const t of entries.tokens) mask[t] = 1;
   return mask;
 }
@@ -46,7 +48,14 @@ export class FloatKeys implements KeySource {
   /** [Hkv, S] or [1, S]: UNSEEN where a head has no entry. */
   readonly #positions: Float32Array;
 
-  constructor(shape: AttentionShape, blocks: BlockAttention, k: KeyBlock, v: KeyBlock, positions: Float32Array, lengths?: readonly number[]) {
+  constructor(
+    shape: AttentionShape,
+    blocks: BlockAttention,
+    k: KeyBlock,
+    v: KeyBlock,
+    positions: Float32Array,
+    lengths?: readonly number[],
+  ) {
     this.#shape = shape;
     this.#blocks = blocks;
     this.#k = k;
@@ -64,7 +73,8 @@ export class FloatKeys implements KeySource {
     };
     this.view = {
       length,
-      positions: (head) => Int32Array.from(positions.subarray(shared ? 0 : head * k.keys, (shared ? 0 : head * k.keys) + length(head))),
+      positions: (head) =>
+        Int32Array.from(positions.subarray(shared ? 0 : head * k.keys, (shared ? 0 : head * k.keys) + length(head))),
       keys: (head) => rows(k, head, shape.keyDim),
       values: (head) => rows(v, head, shape.valueDim),
     };

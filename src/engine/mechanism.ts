@@ -37,13 +37,17 @@ export class MechanismRunner {
       for (let r = 0; r < rows; r++)
         for (let i = 0; i < at.length; i++) {
           const distance = positions[from + r] - at[i];
-          if (distance >= 0 && distance < (shape.window ?? Number.POSITIVE_INFINITY)) mask[(h * rows + r) * keys + i] = 1;
+          if (distance >= 0 && distance < (shape.window ?? Number.POSITIVE_INFINITY))
+            mask[(h * rows + r) * keys + i] = 1;
         }
     }
     const swapped = new Float32Array(heads * rows * keyDim);
     for (let r = 0; r < rows; r++)
       for (let h = 0; h < heads; h++)
-        swapped.set(q.subarray(((from + r) * heads + h) * keyDim, ((from + r) * heads + h + 1) * keyDim), (h * rows + r) * keyDim);
+        swapped.set(
+          q.subarray(((from + r) * heads + h) * keyDim, ((from + r) * heads + h + 1) * keyDim),
+          (h * rows + r) * keyDim,
+        );
     const result = await segment.run({
       q: { data: swapped, dims: [heads, rows, keyDim] },
       k: { data: k, dims: [kvHeads, keys, keyDim] },
@@ -53,11 +57,15 @@ export class MechanismRunner {
     const data = result.out.data as Float32Array;
     for (let r = 0; r < rows; r++)
       for (let h = 0; h < heads; h++)
-        out.set(data.subarray((h * rows + r) * valueDim, (h * rows + r + 1) * valueDim), ((from + r) * heads + h) * valueDim);
+        out.set(
+          data.subarray((h * rows + r) * valueDim, (h * rows + r + 1) * valueDim),
+          ((from + r) * heads + h) * valueDim,
+        );
   }
 
   async release(): Promise<void> {
-    for (const segments of this.#cache.values()) for (const segment of segments.values()) await (await segment).release();
+    for (const segments of this.#cache.values())
+      for (const segment of segments.values()) await (await segment).release();
     this.#cache.clear();
   }
 
@@ -75,7 +83,12 @@ export class MechanismRunner {
       const mask = input("mask", [kvHeads, "T", "S"]);
       // the mechanism sees one key-value head per query head, so that it need not know of groups
       const repeat = (t: typeof k, dims: [string, string | number]) =>
-        groups === 1 ? t : t.unsqueeze(1).expand([kvHeads, groups, ...dims]).reshape([heads, ...dims]);
+        groups === 1
+          ? t
+          : t
+              .unsqueeze(1)
+              .expand([kvHeads, groups, ...dims])
+              .reshape([heads, ...dims]);
       const out = mechanism({
         q,
         k: repeat(k, ["S", keyDim]),

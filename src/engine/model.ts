@@ -68,10 +68,17 @@ class ConnectedModel implements Model {
       return new TokenizedPrompt(input, ids, offsets);
     }
     if (!chatTemplate)
-      throw new FoveaError("unsupported", `${info.name} has no chat template, so messages cannot be made into a prompt`, {
-        hint: "give a plain text, or a checkpoint whose tokenizer_config.json has a chat_template",
-      });
-    const messages = input.map(({ role, content }) => ({ role, content: typeof content === "string" ? content : content.join("\n\n") }));
+      throw new FoveaError(
+        "unsupported",
+        `${info.name} has no chat template, so messages cannot be made into a prompt`,
+        {
+          hint: "give a plain text, or a checkpoint whose tokenizer_config.json has a chat_template",
+        },
+      );
+    const messages = input.map(({ role, content }) => ({
+      role,
+      content: typeof content === "string" ? content : content.join("\n\n"),
+    }));
     const { text } = renderChat(chatTemplate, messages, { addGenerationPrompt: options.generation ?? true });
     // the template writes BOS itself where the model wants one
     const { ids, offsets } = tokenizer.encode(text, { special: options.special ?? false });
@@ -111,7 +118,10 @@ class ConnectedModel implements Model {
     return { result, [Symbol.asyncIterator]: () => pieces[Symbol.asyncIterator]() };
   }
 
-  score(text: PromptInput, options: { signal?: AbortSignal; onProgress?: (p: Progress) => void } = {}): Promise<ScoreResult> {
+  score(
+    text: PromptInput,
+    options: { signal?: AbortSignal; onProgress?: (p: Progress) => void } = {},
+  ): Promise<ScoreResult> {
     return this.#parts.connection.call(
       "score",
       { ids: idsOf(text, this.#parts.tokenizer, true), methods: this.#parts.methods },
@@ -129,11 +139,20 @@ class ConnectedModel implements Model {
 
   async read(
     text: PromptInput,
-    options: { attention?: MethodInput | readonly MethodInput[]; signal?: AbortSignal; onProgress?: (p: Progress) => void } = {},
+    options: {
+      attention?: MethodInput | readonly MethodInput[];
+      signal?: AbortSignal;
+      onProgress?: (p: Progress) => void;
+    } = {},
   ): Promise<Reading> {
     const { connection, tokenizer } = this.#parts;
     const { attention } = options;
-    const extra = attention === undefined ? [] : Array.isArray(attention) ? (attention as readonly MethodInput[]) : [attention as MethodInput];
+    const extra =
+      attention === undefined
+        ? []
+        : Array.isArray(attention)
+          ? (attention as readonly MethodInput[])
+          : [attention as MethodInput];
     const info = await connection.call(
       "read",
       { ids: idsOf(text, tokenizer, true), methods: [...this.#parts.methods, ...extra] },
@@ -164,10 +183,18 @@ class ConnectedModel implements Model {
       },
       generate: (text, options = {}) => this.#generate(idsOf(text, tokenizer, false), info.reading, options),
       score: (text, options = {}) =>
-        connection.call("score", { ids: idsOf(text, tokenizer, false), reading: info.reading, methods: [] }, { signal: options.signal }),
+        connection.call(
+          "score",
+          { ids: idsOf(text, tokenizer, false), reading: info.reading, methods: [] },
+          { signal: options.signal },
+        ),
       fork: async () => this.#reading(await connection.call("fork", { reading: info.reading })),
       extend: async (text, options = {}) => {
-        info = await connection.call("extend", { reading: info.reading, ids: idsOf(text, tokenizer, false) }, { signal: options.signal });
+        info = await connection.call(
+          "extend",
+          { reading: info.reading, ids: idsOf(text, tokenizer, false) },
+          { signal: options.signal },
+        );
       },
       save: async (file) => {
         await connection.call("save", { reading: info.reading, file });
@@ -184,13 +211,13 @@ class ConnectedModel implements Model {
   ): Promise<{ [K in keyof R]: R[K] extends Reducer<infer T> ? T : never }> {
     const { shape } = this.#parts.info;
     const ids = idsOf(prompt, this.#parts.tokenizer, true);
-    const runs: { key: string; layers: ReadonlySet<number> | undefined; run: ReducerRun<unknown> }[] = Object.entries(reducers).map(
-      ([key, reducer]) => ({
-        key,
-        layers: reducer.layers && new Set(reducer.layers.map((l) => (l < 0 ? l + shape.layers : l))),
-        run: reducer.start(shape, ids.length),
-      }),
-    );
+    const runs: { key: string; layers: ReadonlySet<number> | undefined; run: ReducerRun<unknown> }[] = Object.entries(
+      reducers,
+    ).map(([key, reducer]) => ({
+      key,
+      layers: reducer.layers && new Set(reducer.layers.map((l) => (l < 0 ? l + shape.layers : l))),
+      run: reducer.start(shape, ids.length),
+    }));
     const layers = runs.every((r) => r.layers) ? [...new Set(runs.flatMap((r) => [...(r.layers ?? [])]))] : undefined;
     await this.#parts.connection.call(
       "observe",
@@ -223,11 +250,23 @@ class ConnectedModel implements Model {
     };
   }
 
-  async attention(prompt: PromptInput, at: { layer: number; head: number; rows?: readonly [number, number] }): Promise<AttentionMap> {
+  async attention(
+    prompt: PromptInput,
+    at: { layer: number; head: number; rows?: readonly [number, number] },
+  ): Promise<AttentionMap> {
     const { shape } = this.#parts.info;
     const { tokenizer } = this.#parts;
     const layer = at.layer < 0 ? at.layer + shape.layers : at.layer;
-    if (!(Number.isInteger(layer) && layer >= 0 && layer < shape.layers && Number.isInteger(at.head) && at.head >= 0 && at.head < shape.heads))
+    if (
+      !(
+        Number.isInteger(layer) &&
+        layer >= 0 &&
+        layer < shape.layers &&
+        Number.isInteger(at.head) &&
+        at.head >= 0 &&
+        at.head < shape.heads
+      )
+    )
       throw new FoveaError(
         "bad-input",
         `there is no head ${at.head} in layer ${at.layer}; the model has layers 0 to ${shape.layers - 1} and heads 0 to ${shape.heads - 1}`,
@@ -253,7 +292,14 @@ class ConnectedModel implements Model {
         },
       },
     );
-    return { layer, head: at.head, rows: to - from, columns: ids.length, data, tokens: ids.map((id) => tokenizer.piece(id)) };
+    return {
+      layer,
+      head: at.head,
+      rows: to - from,
+      columns: ids.length,
+      data,
+      tokens: ids.map((id) => tokenizer.piece(id)),
+    };
   }
 
   close(): Promise<void> {

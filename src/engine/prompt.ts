@@ -27,7 +27,10 @@ export class TokenizedPrompt implements Prompt {
     } else {
       [start, end] = target;
       if (!(start >= 0 && start < end && end <= this.text.length))
-        throw new FoveaError("bad-input", `characters ${start} to ${end} are no range of a prompt of ${this.text.length} characters`);
+        throw new FoveaError(
+          "bad-input",
+          `characters ${start} to ${end} are no range of a prompt of ${this.text.length} characters`,
+        );
     }
     let first = -1;
     let last = -1;

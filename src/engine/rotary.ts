@@ -51,7 +51,7 @@ export class RotaryTable {
 
   /** Offset of the position's row in `cos` and `sin`; valid until the next call. */
   row(position: number): number {
-    const slot = position >= 0 && position < RotaryTable.kept ? position + 1 : 0;
+    const slot = Number.isInteger(position) && position >= 0 && position < RotaryTable.kept ? position + 1 : 0;
     if (slot >= this.#filled.length) this.#grow(slot + 1);
     if (slot === 0 || this.#filled[slot] === 0) {
       const { inverse, multiplier } = this.plan;

@@ -58,7 +58,8 @@ export function checkSampling(options: SamplingOptions): void {
 export function sample(logits: Float32Array, seen: Iterable<number>, options: SamplingOptions, random: Random): number {
   const { temperature = 0, topK = 0, topP = 1, minP = 0, repetitionPenalty = 1 } = options;
   if (repetitionPenalty !== 1) {
-    for (const id of new Set(seen)) logits[id] = logits[id] > 0 ? logits[id] / repetitionPenalty : logits[id] * repetitionPenalty;
+    for (const id of new Set(seen))
+      logits[id] = logits[id] > 0 ? logits[id] / repetitionPenalty : logits[id] * repetitionPenalty;
   }
   if (temperature === 0 || topK === 1) return argmax(logits);
   const max = logits[argmax(logits)];

@@ -82,7 +82,10 @@ export class Segments {
         // the residual entering layer 0 is the segment's own input: nothing to run before the hook
         continue;
       }
-      const rest = [...targets.values(), ...stops.slice(stops.indexOf(stop) + 1).map((s) => this.#tap(`${s.tap}.${s.layer}`))];
+      const rest = [
+        ...targets.values(),
+        ...stops.slice(stops.indexOf(stop) + 1).map((s) => this.#tap(`${s.tap}.${s.layer}`)),
+      ];
       const outputs = new Map([[name, tensor]]);
       let extra = 0;
       for (const t of frontier([...known.values()], tensor, rest)) outputs.set(`between.${links.length}.${extra++}`, t);

@@ -91,7 +91,11 @@ const MAGIC = "FOVEAR01";
  * A sequence as bytes: magic, header length, JSON header, then the states' buffers and the cache's chunks. `logits` are
  * those after its last token.
  */
-export function encodeSequence(sequence: Sequence, logits: Float32Array | null, fingerprint: Fingerprint): Uint8Array[] {
+export function encodeSequence(
+  sequence: Sequence,
+  logits: Float32Array | null,
+  fingerprint: Fingerprint,
+): Uint8Array[] {
   const states = encodeState({ states: sequence.states, rotaryLength: sequence.rotaryLength, logits });
   const cache = sequence.cache.serialize();
   const buffers = [...states.buffers, ...cache];

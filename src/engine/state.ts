@@ -31,12 +31,17 @@ export function encodeState(value: unknown): { json: string; buffers: Uint8Array
         }
     }
     if (Array.isArray(v)) return v.map((x, i) => walk(x, `${path}[${i}]`));
-    if (v instanceof Map) return { $: "map", v: [...v].map(([k, x]) => [walk(k, path), walk(x, `${path}.${String(k)}`)]) };
+    if (v instanceof Map)
+      return { $: "map", v: [...v].map(([k, x]) => [walk(k, path), walk(x, `${path}.${String(k)}`)]) };
     if (typeof v === "object" && (Object.getPrototypeOf(v) === Object.prototype || Object.getPrototypeOf(v) === null))
       return { $: "object", v: Object.entries(v).map(([k, x]) => [k, walk(x, `${path}.${k}`)]) };
-    throw new FoveaError("bad-input", `a method's state holds ${typeof v} at ${path || "its root"}; expected plain data`, {
-      hint: "keep functions and class instances out of a method's state",
-    });
+    throw new FoveaError(
+      "bad-input",
+      `a method's state holds ${typeof v} at ${path || "its root"}; expected plain data`,
+      {
+        hint: "keep functions and class instances out of a method's state",
+      },
+    );
   };
   return { json: JSON.stringify(walk(value, "")), buffers };
 }
