@@ -15,6 +15,14 @@ export type {
   ScopeInput,
 } from "./method.js";
 export { method } from "./method.js";
+export type { AttentionRows, AttentionRowsOptions } from "./observers/attention-rows.js";
+export { attentionRows } from "./observers/attention-rows.js";
+export type { HeadTable, RowChoice } from "./observers/head-table.js";
+export { headTable } from "./observers/head-table.js";
+export type { Received, SinkRate } from "./observers/reducers.js";
+export { distance, entropy, received, sinkRate, spanMass } from "./observers/reducers.js";
+export type { ObservedRow, ObserverOptions } from "./observers/row-mean.js";
+export { rowMean } from "./observers/row-mean.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";
 export type { HeadName, MethodCall, Value } from "./string.js";
 export { parseMethods, printMethods } from "./string.js";
