@@ -1,58 +1,60 @@
-import type { AttentionMap } from "../engine/api.js";
 import { heatColor, hex, paint, RESET } from "./colors.js";
 import { clip, visible } from "./format.js";
 import type { ColorDepth } from "./io.js";
 
-/** A map made smaller: each cell stands for a run of rows and a run of columns. */
-export interface Grid {
+/** Attention weights as a picture: each cell stands for a run of reading tokens and a run of tokens read. */
+export interface HeatMap {
   readonly rows: number;
   readonly columns: number;
-  /** [rows, columns]: the share of its attention that a row of the cell gives to the cell's columns, averaged. */
+  /** [rows, columns]: the share of its attention that a token of the cell's rows gives to the cell's columns, averaged. */
   readonly data: Float32Array;
-  /** First row (column) of each cell in the original map, and one more for the end. */
+  /** [rows + 1] The token at which each row of cells begins, and where the last one ends. */
   readonly rowEdges: readonly number[];
+  /** [columns + 1] */
   readonly columnEdges: readonly number[];
 }
 
+/** The numbers at which `most` cells of about equal size begin and end in [from, to). */
+export function cellEdges(from: number, to: number, most: number): number[] {
+  const cells = Math.max(1, Math.min(to - from, Math.floor(most)));
+  return Array.from({ length: cells + 1 }, (_, i) => from + Math.round((i * (to - from)) / cells));
+}
+
 /** Makes a map at most `rows` by `columns`: sums over columns, means over rows, so that every row still sums to 1. */
-export function downsample(map: Pick<AttentionMap, "rows" | "columns" | "data">, rows: number, columns: number): Grid {
-  const rowEdges = edges(map.rows, rows);
-  const columnEdges = edges(map.columns, columns);
-  const grid = { rows: rowEdges.length - 1, columns: columnEdges.length - 1, rowEdges, columnEdges };
-  const data = new Float32Array(grid.rows * grid.columns);
-  for (let i = 0; i < grid.rows; i++) {
-    const height = rowEdges[i + 1] - rowEdges[i];
-    for (let row = rowEdges[i]; row < rowEdges[i + 1]; row++) {
-      for (let j = 0; j < grid.columns; j++) {
+export function downsample(map: HeatMap, rows: number, columns: number): HeatMap {
+  const rowCells = cellEdges(0, map.rows, rows);
+  const columnCells = cellEdges(0, map.columns, columns);
+  const [height, width] = [rowCells.length - 1, columnCells.length - 1];
+  const data = new Float32Array(height * width);
+  const edge = (i: number): number => map.rowEdges[i];
+  for (let i = 0; i < height; i++) {
+    const all = edge(rowCells[i + 1]) - edge(rowCells[i]);
+    for (let row = rowCells[i]; row < rowCells[i + 1]; row++) {
+      const share = (edge(row + 1) - edge(row)) / all;
+      for (let j = 0; j < width; j++) {
         let sum = 0;
-        for (let c = columnEdges[j]; c < columnEdges[j + 1]; c++) sum += map.data[row * map.columns + c];
-        data[i * grid.columns + j] += sum / height;
+        for (let c = columnCells[j]; c < columnCells[j + 1]; c++) sum += map.data[row * map.columns + c];
+        data[i * width + j] += sum * share;
       }
     }
   }
-  return { ...grid, data };
-}
-
-function edges(length: number, most: number): number[] {
-  const cells = Math.max(1, Math.min(length, Math.floor(most)));
-  return Array.from({ length: cells + 1 }, (_, i) => Math.round((i * length) / cells));
+  const rowEdges = rowCells.map((cell) => map.rowEdges[cell]);
+  const columnEdges = columnCells.map((cell) => map.columnEdges[cell]);
+  return { rows: height, columns: width, data, rowEdges, columnEdges };
 }
 
 /** Brightness of a cell, 0 to 1: the square root shows small weights that a linear scale would hide. */
-export function brightness(grid: Grid): Float32Array {
+export function brightness({ data }: HeatMap): Float32Array {
   let most = 0;
-  for (const value of grid.data) if (value > most) most = value;
-  return grid.data.map((value) => (most > 0 && value > 0 ? Math.sqrt(value / most) : 0));
+  for (const value of data) if (value > most) most = value;
+  return data.map((value) => (most > 0 && value > 0 ? Math.sqrt(value / most) : 0));
 }
 
 const SHADES = " .:-=+*#%@";
 
-/** A map and the token that its first row stands for. */
-export interface PlacedMap extends AttentionMap {
-  readonly firstRow: number;
-}
-
 interface TerminalOptions {
+  /** Text of every token. */
+  readonly tokens: readonly string[];
   readonly width: number;
   readonly height?: number;
   readonly color: ColorDepth;
@@ -62,7 +64,7 @@ interface TerminalOptions {
  * The map as lines of text: rows are the reading tokens, columns the tokens read. With colours one character holds two
  * rows (an upper half block), without them one shade per cell.
  */
-export function terminalMap(map: PlacedMap, { width, height = 40, color }: TerminalOptions): string {
+export function terminalMap(map: HeatMap, { tokens, width, height = 40, color }: TerminalOptions): string {
   const labelWidth = Math.min(16, Math.max(4, Math.floor(width / 5)));
   const cellWidth = Math.max(1, Math.min(2, Math.floor((width - labelWidth - 1) / map.columns)));
   const perLine = color === 0 || map.rows <= height ? 1 : 2;
@@ -84,24 +86,16 @@ export function terminalMap(map: PlacedMap, { width, height = 40, color }: Termi
         line += `${paint(upper, 38, color)}${paint(lower, 48, color)}${"▀".repeat(cellWidth)}`;
       }
     }
-    const label = clip(visible(map.tokens[map.firstRow + grid.rowEdges[i]] ?? ""), labelWidth);
+    const label = clip(visible(tokens[grid.rowEdges[i]] ?? ""), labelWidth);
     const fill = " ".repeat(Math.max(0, labelWidth - [...label].length));
     lines.push(`${fill}${label} ${color === 0 ? line.trimEnd() : line + RESET}`);
   }
   return `${lines.join("\n")}\n`;
 }
 
-/** The tokens that one row reads most: its index, text and weight, largest first. */
-export function mostRead(
-  map: AttentionMap,
-  row: number,
-  count: number,
-): { index: number; token: string; weight: number }[] {
-  return Array.from(map.data.subarray(row * map.columns, (row + 1) * map.columns), (weight, index) => ({
-    index,
-    token: map.tokens[index] ?? "",
-    weight,
-  }))
+/** The tokens that a row of weights reads most, largest first. */
+export function mostRead(row: Float32Array, count: number): { index: number; weight: number }[] {
+  return Array.from(row, (weight, index) => ({ index, weight }))
     .filter(({ weight }) => weight > 0)
     .sort((a, b) => b.weight - a.weight || a.index - b.index)
     .slice(0, count);
@@ -109,6 +103,8 @@ export function mostRead(
 
 interface SvgOptions {
   readonly title: string;
+  /** Text of every token. */
+  readonly tokens: readonly string[];
   /** Most cells in a row and a column. */
   readonly cells?: number;
 }
@@ -116,10 +112,10 @@ interface SvgOptions {
 const LABELLED = 64;
 
 /** The map as an SVG picture: 16 levels of colour, token texts at the edges where there is room for them. */
-export function svgMap(map: PlacedMap, { title, cells = 128 }: SvgOptions): string {
+export function svgMap(map: HeatMap, { title, tokens, cells = 128 }: SvgOptions): string {
   const grid = downsample(map, cells, cells);
   const light = brightness(grid);
-  const labelled = map.columns <= LABELLED;
+  const labelled = map.columns <= LABELLED && map.columnEdges[map.columns] - map.columnEdges[0] <= LABELLED;
   const size = labelled ? 14 : Math.max(3, Math.floor(768 / Math.max(grid.rows, grid.columns)));
   const [left, top] = labelled ? [110, 130] : [20, 40];
   const [width, height] = [grid.columns * size, grid.rows * size];
@@ -136,14 +132,14 @@ export function svgMap(map: PlacedMap, { title, cells = 128 }: SvgOptions): stri
   }
   const text = (x: number, y: number, content: string, more = ""): string =>
     `<text x="${x}" y="${y}"${more}>${escapeXml(content)}</text>`;
-  const label = (index: number): string => clip(visible(map.tokens[index] ?? ""), 14);
+  const label = (index: number): string => clip(visible(tokens[index] ?? ""), 14);
   const labels = labelled
     ? [
         ...Array.from({ length: map.rows }, (_, i) =>
-          text(-6, i * size + size * 0.75, label(map.firstRow + i), ' text-anchor="end"'),
+          text(-6, i * size + size * 0.75, label(map.rowEdges[i]), ' text-anchor="end"'),
         ),
         ...Array.from({ length: map.columns }, (_, j) =>
-          text(0, 0, label(j), ` transform="translate(${j * size + size * 0.75} -6) rotate(-60)"`),
+          text(0, 0, label(map.columnEdges[j]), ` transform="translate(${j * size + size * 0.75} -6) rotate(-60)"`),
         ),
       ]
     : [];

@@ -78,7 +78,9 @@ export async function withModel<T>(
 ): Promise<T> {
   const progress = progressLine(io);
   const name = modelName(values.model);
-  const { load } = await import("../index.js");
+  const { load, resolve } = await import("../index.js");
+  // A mistake in the method string is better told before gigabytes are read.
+  if (values.attention !== undefined) resolve(values.attention);
   try {
     const base = await load(name, toLoadOptions(values, io, progress));
     try {

@@ -1,10 +1,10 @@
 import { extname } from "node:path";
-import type { AttentionMap, Model, PromptInput } from "../../engine/api.js";
-import { checkAbort } from "../../error.js";
+import type { Model } from "../../engine/api.js";
 import { command } from "../command.js";
 import { writeAtomic } from "../files.js";
 import { json, visible } from "../format.js";
-import { mostRead, type PlacedMap, svgMap, terminalMap } from "../heatmap.js";
+import { mostRead, svgMap, terminalMap } from "../heatmap.js";
+import { mapReducer, type ObservedMap } from "../map-reducer.js";
 import { jsonOption, loadOptions, promptOptions, readPrompt, withModel } from "../model.js";
 import { integer, type Option, text, UsageError } from "../options.js";
 
@@ -33,8 +33,8 @@ const rowsOption: Option<readonly [number, number] | undefined> = {
   },
 };
 
-/** Maps with more rows than this are cut to their last rows unless --rows asks for others. */
-const MOST_ROWS = 4096;
+/** Most rows and columns that are kept of a map; JSON has one cell a token up to here, pictures are smaller anyway. */
+const CELLS = 2048;
 
 export const attention = command({
   name: "attention",
@@ -64,22 +64,39 @@ export const attention = command({
     return withModel(values, io, async (model, progress) => {
       const layer = fromEnd(values.layer, model.info.shape.layers, "layer");
       const head = values.head === "mean" ? "mean" : fromEnd(values.head, model.info.shape.heads, "head");
-      const map = await readMap(model, prompt, layer, head, values.rows, io.signal);
+      const text = typeof prompt === "string" ? model.prompt(prompt) : prompt;
+      const ids = "ids" in text ? text.ids : text;
+      const rows = values.rows;
+      if (rows && rows[1] > ids.length) {
+        throw new UsageError(`--rows ends at ${rows[1]}, but the text has ${ids.length} tokens`);
+      }
+      const reducer = mapReducer({ layer, head, cells: CELLS, ...(rows && { rows }) });
+      const { map } = await model.observe(text, { map: reducer }, { signal: io.signal });
       progress.clear();
-      if (values.out !== undefined && type === ".svg") {
-        const title = `${model.info.name}: layer ${layer}, ${head === "mean" ? "mean of all heads" : `head ${head}`}`;
-        await writeAtomic(values.out, svgMap(map, { title }));
-      } else if (values.out !== undefined) await writeAtomic(values.out, json(toJson(map, head), false));
-      if (values.json && type !== ".json") io.out(json(toJson(map, head), false));
-      else if (values.out !== undefined) io.err(`wrote ${values.out}\n`);
-      else {
-        io.out(terminalMap(map, { width: io.columns, color: io.color }));
-        io.out(`\n${describe(map, head)}\n`);
+      const tokens = ids.map((id) => model.tokenizer.piece(id));
+      const shown: Shown = { layer, head, tokens, map };
+      const asJson = (): string => json(toJson(shown), false);
+      if (values.out !== undefined) {
+        const content = type === ".svg" ? svgMap(map, { title: title(shown, model), tokens }) : asJson();
+        await writeAtomic(values.out, content);
+        if (!values.json) io.err(`wrote ${values.out}\n`);
+      }
+      if (values.json) io.out(asJson());
+      else if (values.out === undefined) {
+        io.out(terminalMap(map, { tokens, width: io.columns, color: io.color }));
+        io.out(`\n${describe(shown)}\n`);
       }
       return 0;
     });
   },
 });
+
+interface Shown {
+  readonly layer: number;
+  readonly head: HeadChoice;
+  readonly tokens: readonly string[];
+  readonly map: ObservedMap;
+}
 
 function fromEnd(given: number, count: number, what: string): number {
   const index = given < 0 ? count + given : given;
@@ -87,46 +104,28 @@ function fromEnd(given: number, count: number, what: string): number {
   throw new UsageError(`there is no ${what} ${given}: the model has ${count} ${what}s, 0 to ${count - 1}`);
 }
 
-/** One head's map, or the mean over the layer's heads (one map at a time is held). */
-async function readMap(
-  model: Model,
-  prompt: PromptInput,
-  layer: number,
-  head: HeadChoice,
-  asked: readonly [number, number] | undefined,
-  signal: AbortSignal,
-): Promise<PlacedMap> {
-  const text = typeof prompt === "string" ? model.prompt(prompt) : prompt;
-  const length = "ids" in text ? text.ids.length : text.length;
-  const rows = asked ?? (length > MOST_ROWS ? ([length - MOST_ROWS, length] as const) : undefined);
-  if (rows && rows[1] > length) throw new UsageError(`--rows ends at ${rows[1]}, but the text has ${length} tokens`);
-  const at = (h: number): Promise<AttentionMap> => model.attention(text, { layer, head: h, ...(rows && { rows }) });
-  const firstRow = rows?.[0] ?? 0;
-  if (head !== "mean") return { ...(await at(head)), firstRow };
-  const { heads } = model.info.shape;
-  const first = await at(0);
-  const sum = Float32Array.from(first.data);
-  for (let h = 1; h < heads; h++) {
-    checkAbort(signal);
-    const { data } = await at(h);
-    for (let i = 0; i < sum.length; i++) sum[i] += data[i];
-  }
-  return { ...first, firstRow, data: sum.map((value) => value / heads) };
+function headName({ head }: Shown): string {
+  return head === "mean" ? "mean of all heads" : `head ${head}`;
 }
 
-function toJson(map: PlacedMap, head: HeadChoice): object {
-  const { layer, rows, columns, firstRow, tokens, data } = map;
+function title(shown: Shown, model: Model): string {
+  const methods = model.info.methods.length > 0 ? `, ${model.info.methods.join(" + ")}` : "";
+  return `${model.info.name}: layer ${shown.layer}, ${headName(shown)}${methods}`;
+}
+
+/** `row_tokens` and `column_tokens` say where each cell begins when a text is too long for one cell a token. */
+function toJson({ layer, head, tokens, map }: Shown): object {
+  const { rows, columns, data, rowEdges, columnEdges } = map;
   const round = (value: number): number => Number(value.toPrecision(6));
   const lines = Array.from({ length: rows }, (_, i) =>
     Array.from(data.subarray(i * columns, (i + 1) * columns), round),
   );
-  return { layer, head, rows, columns, first_row: firstRow, tokens, data: lines };
+  return { layer, head, rows, columns, tokens, row_tokens: rowEdges, column_tokens: columnEdges, data: lines };
 }
 
-function describe(map: AttentionMap, head: HeadChoice): string {
-  const reads = mostRead(map, map.rows - 1, 6).map(
-    ({ index, token, weight }) => `"${visible(token)}" at ${index} (${(weight * 100).toFixed(1)}%)`,
+function describe(shown: Shown): string {
+  const reads = mostRead(shown.map.last, 6).map(
+    ({ index, weight }) => `"${visible(shown.tokens[index])}" at ${index} (${(weight * 100).toFixed(1)}%)`,
   );
-  const which = head === "mean" ? "mean of all heads" : `head ${head}`;
-  return `layer ${map.layer}, ${which}; the last token reads ${reads.join(", ") || "nothing"}`;
+  return `layer ${shown.layer}, ${headName(shown)}; the last token reads ${reads.join(", ") || "nothing"}`;
 }

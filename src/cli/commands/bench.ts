@@ -77,7 +77,8 @@ async function measureFile(
   const settings: Setting[] = [];
   try {
     const { layers, kvHeads, headDim, vocab } = model.info.shape;
-    const ours: FoveaSetting[] = values.methods.map((method) => foveaSetting(model, method));
+    const ours: FoveaSetting[] = [];
+    for (const method of values.methods) ours.push(await foveaSetting(model, method));
     settings.push(...ours);
     if (values.against !== undefined) {
       const shape = { layers, kvHeads, headDim };
