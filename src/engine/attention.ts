@@ -18,7 +18,7 @@ import type {
   Step,
 } from "./hooks.js";
 import { isPartial } from "./hooks.js";
-import { FloatKeys, floatKeysOfCache, type KeySource, type QueryRows } from "./key-source.js";
+import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, type QueryRows } from "./key-source.js";
 import type { MechanismRunner } from "./mechanism.js";
 import { PagedKeys } from "./paged-keys.js";
 import { RotaryTable, rotate } from "./rotary.js";
@@ -36,6 +36,9 @@ export interface AttentionSequence {
 export interface LayerRows {
   readonly phase: Phase;
   readonly rows: number;
+  /** Where these rows stand in the prompt or extension that they are a piece of, and its length. Default: all of it. */
+  readonly firstRow?: number;
+  readonly totalRows?: number;
   readonly positions: Int32Array;
   readonly q: Float32Array; // [T, Hq, D]
   readonly k: Float32Array; // [T, Hkv, D]
@@ -111,7 +114,8 @@ export class AttentionRunner {
     const hooks = sequence.composed.layer(layer);
     const { phase, rows, positions, q, k, v } = input;
     const cache = sequence.cache.layer(layer);
-    const base: StepBase = { layer, phase, rows, positions, firstRow: 0, totalRows: rows, model: this.#model };
+    const { firstRow = 0, totalRows = rows } = input;
+    const base: StepBase = { layer, phase, rows, positions, firstRow, totalRows, model: this.#model };
     for (const { index, hooks: h } of hooks.activations)
       h.activations?.(bind({ ...base, q, k, v }, sequence.states, index));
 
@@ -147,7 +151,7 @@ export class AttentionRunner {
       return x;
     };
 
-    await this.#retain(hooks, sequence, base, shape, "before", cacheView(cache), undefined);
+    await this.#retain(hooks, sequence, base, shape, "before", { view: () => cacheView(cache) });
 
     // where the keys lie
     let source: KeySource;
@@ -185,8 +189,17 @@ export class AttentionRunner {
     // a prompt's entries are chosen in float32, before they are stored; later ones where they lie
     if (prompt && hooks.retain.length > 0) {
       const kept: (Int32Array | undefined)[] = [];
-      await this.#retain(hooks, sequence, base, shape, "after", source.view, { source, q }, (head, entries) => {
-        kept[head] = kept[head] ? Int32Array.from(entries, (i) => (kept[head] as Int32Array)[i]) : entries;
+      let left: KeySource | undefined = source;
+      const leftKeys = () => (left ??= keptKeys(shape, this.#blocks, source.view, kept));
+      await this.#retain(hooks, sequence, base, shape, "after", {
+        view: () => leftKeys().view,
+        source: leftKeys,
+        q,
+        keep: (head, entries) => {
+          const before = kept[head];
+          kept[head] = before ? Int32Array.from(entries, (i) => before[i]) : entries;
+          left = undefined;
+        },
       });
       if (kept.length > 0) cache.appendSelected(k, v, rows, kept);
       else cache.append(k, v, rows);
@@ -194,8 +207,9 @@ export class AttentionRunner {
     }
     if (byGraph) cache.append(k, v, rows);
     if (hooks.retain.length > 0)
-      await this.#retain(hooks, sequence, base, shape, "after", cacheView(cache), {
-        source: new PagedKeys(shape, cache, rows),
+      await this.#retain(hooks, sequence, base, shape, "after", {
+        view: () => cacheView(cache),
+        source: () => new PagedKeys(shape, cache, rows),
         q,
       });
   }
@@ -238,7 +252,7 @@ export class AttentionRunner {
         ...base,
         rows: count,
         positions: query.positions,
-        firstRow: first,
+        firstRow: base.firstRow + first,
         q: query.q,
         scale: shape.scale,
         view: source.view,
@@ -258,31 +272,38 @@ export class AttentionRunner {
     base: StepBase,
     shape: AttentionShape,
     when: "before" | "after",
-    view: KeyView,
-    after?: { readonly source: KeySource; readonly q: Float32Array },
-    keep?: (kvHead: number, entries: Int32Array) => void,
+    keys: {
+      readonly view: () => KeyView;
+      readonly source?: () => KeySource;
+      readonly q?: Float32Array;
+      readonly keep?: (kvHead: number, entries: Int32Array) => void;
+    },
   ): Promise<void> {
     const cache = sequence.cache.layer(base.layer);
     const width = shape.heads * shape.keyDim;
+    const { q, source, keep } = keys;
     for (const { index, hooks: h } of hooks.retain) {
       const step: Omit<RetainStep, "state"> = {
         ...base,
         when,
-        view,
+        // each method sees what the one before left
+        view: keys.view(),
         scale: shape.scale,
-        queryRows: after ? base.rows : 0,
-        q: after?.q ?? new Float32Array(0),
+        queryRows: q ? base.rows : 0,
+        q: q ?? new Float32Array(0),
         incoming: when === "before" ? base.rows : 0,
         weights: async (n) => {
-          if (!after) throw new FoveaError("bad-input", "weights are asked for before the step's rows have attended");
+          if (!q || !source)
+            throw new FoveaError("bad-input", "weights are asked for before the step's rows have attended");
           const count = Math.min(n, base.rows);
           const query: QueryRows = {
-            q: after.q.subarray((base.rows - count) * width, base.rows * width),
+            q: q.subarray((base.rows - count) * width, base.rows * width),
             rows: count,
             positions: base.positions.subarray(base.rows - count, base.rows),
           };
-          const logits = await after.source.logits(query, {});
-          softmaxRows({ data: logits, heads: shape.heads, rows: count, keys: after.source.keys });
+          const entries = source();
+          const logits = await entries.logits(query, {});
+          softmaxRows({ data: logits, heads: shape.heads, rows: count, keys: entries.keys });
           return logits;
         },
         keep: keep ?? ((head, entries) => cache.keep(head, entries)),

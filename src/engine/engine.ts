@@ -178,8 +178,10 @@ export class Engine {
     try {
       let logits: Float32Array | null = null;
       const total = ids.length;
-      for (let first = 0; first < total; first += PIECE) {
-        const piece = ids.slice(first, first + PIECE);
+      // pieces of like size: methods look at the last rows of the last one
+      const size = Math.ceil(total / Math.ceil(total / PIECE));
+      for (let first = 0; first < total; first += size) {
+        const piece = ids.slice(first, first + size);
         const last = first + piece.length === total;
         const wanted = options.wanted === "all" ? "all" : last ? options.wanted : "none";
         logits = await this.#piece(sequence, piece, first, total, { ...options, wanted });
@@ -326,7 +328,7 @@ export class Engine {
       x: Float32Array,
       first: number,
       count: number,
-    ) => this.#edit(hook, name, sequence, { layer, phase, positions, first, count, total: rows }, x);
+    ) => this.#edit(hook, name, sequence, { layer, phase, positions, first, count, offset, total }, x);
 
     let x: Float32Array = this.#embedding.rows(ids, positions);
     let next = new Float32Array(rows * width);
@@ -367,20 +369,20 @@ export class Engine {
       const all =
         !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
       const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : rows - 1;
-      const input: LayerRows = { phase, rows, positions, q, k, v };
+      const input: LayerRows = { phase, rows, positions, firstRow: offset, totalRows: total, q, k, v };
       await this.#turns.take(() => this.#attention.run(layer, sequence, input, out, from));
       options.onProgress?.({ stage: "prompt", done: Math.round(offset + (rows * (layer + 1)) / layers), total });
     }
     if (ran < layers) return null;
     const all = options.wanted === "all" || tailHooks(composed, layers);
     if (options.wanted === "none" && !all) return null;
-    return this.#logitsOf(sequence, { phase, positions, rows, offset }, x, out, all ? 0 : rows - 1, options);
+    return this.#logitsOf(sequence, { phase, positions, rows, offset, total }, x, out, all ? 0 : rows - 1, options);
   }
 
   /** The last segment, from the last layer's heads to logits, in tiles of rows. */
   async #logitsOf(
     sequence: Sequence,
-    at: { phase: Phase; positions: Int32Array; rows: number; offset: number },
+    at: { phase: Phase; positions: Int32Array; rows: number; offset: number; total: number },
     x: Float32Array,
     heads: Float32Array,
     from: number,
@@ -412,7 +414,7 @@ export class Engine {
               hooksOf(composed, stop),
               TAP_HOOKS[stop.tap],
               sequence,
-              { layer: stop.layer, phase: at.phase, positions: at.positions, first, count, total: at.rows },
+              { layer: stop.layer, ...at, first, count },
               data,
             ),
         ),
@@ -462,7 +464,7 @@ export class Engine {
     const edit = (hooks: (c: Composed) => readonly MethodHooks[], name: TapHook, layer: number, data: Float32Array) => {
       const size = data.length / rows;
       items.forEach(({ sequence }, i) => {
-        const step = { layer, phase, positions: positions[i], first: 0, count: 1, total: 1 };
+        const step = { layer, phase, positions: positions[i], first: 0, count: 1, offset: 0, total: 1 };
         this.#edit(hooks(sequence.composed), name, sequence, step, data.subarray(i * size, (i + 1) * size));
       });
     };
@@ -569,7 +571,15 @@ export class Engine {
     hooks: readonly MethodHooks[],
     name: TapHook,
     sequence: Sequence,
-    at: { layer: number; phase: Phase; positions: Int32Array; first: number; count: number; total: number },
+    at: {
+      layer: number;
+      phase: Phase;
+      positions: Int32Array;
+      first: number;
+      count: number;
+      offset: number;
+      total: number;
+    },
     x: Float32Array,
   ): void {
     for (const { index, hooks: h } of hooks) {
@@ -579,7 +589,7 @@ export class Engine {
         phase: at.phase,
         rows: at.count,
         positions: at.positions.subarray(at.first, at.first + at.count),
-        firstRow: at.first,
+        firstRow: at.offset + at.first,
         totalRows: at.total,
         model: this.shape,
         x,

@@ -161,6 +161,32 @@ function columns(data: Float32Array, width: number, from: number, to: number): F
   return out;
 }
 
+/** The entries that are left of some keys: per KV head those listed, or all. */
+export function keptKeys(
+  shape: AttentionShape,
+  blocks: BlockAttention,
+  view: KeyView,
+  kept: readonly (Int32Array | undefined)[],
+): FloatKeys {
+  const { kvHeads, keyDim, valueDim } = shape;
+  const lengths = Array.from({ length: kvHeads }, (_, h) => kept[h]?.length ?? view.length(h));
+  const keys = Math.max(1, ...lengths);
+  const k = new Float32Array(kvHeads * keys * keyDim);
+  const v = new Float32Array(kvHeads * keys * valueDim);
+  const positions = new Float32Array(kvHeads * keys).fill(UNSEEN);
+  for (let h = 0; h < kvHeads; h++) {
+    const [allK, allV, at] = [view.keys(h), view.values(h), view.positions(h)];
+    for (let i = 0; i < lengths[h]; i++) {
+      const e = kept[h]?.[i] ?? i;
+      k.set(allK.subarray(e * keyDim, (e + 1) * keyDim), (h * keys + i) * keyDim);
+      v.set(allV.subarray(e * valueDim, (e + 1) * valueDim), (h * keys + i) * valueDim);
+      positions[h * keys + i] = at[e];
+    }
+  }
+  const block = (data: Float32Array): KeyBlock => ({ data, keys, layout: "heads" });
+  return new FloatKeys(shape, blocks, block(k), block(v), positions, lengths);
+}
+
 /** A layer's pages, with `extra` float32 rows that are not in pages yet, as float32 arrays. */
 export function floatKeysOfCache(
   shape: AttentionShape,
