@@ -1,0 +1,73 @@
+import type * as ort from "onnxruntime-node";
+import { FoveaError } from "../error.js";
+import { type EmitOptions, Emitter, type GraphCut } from "./emit.js";
+import { availableCores, loadRuntime, type Provider, resolveProvider } from "./runtime.js";
+import { Segment } from "./segment.js";
+
+/** Options of `compile`. */
+export interface CompileOptions extends EmitOptions {
+  /** Default "cpu". */
+  provider?: Provider;
+  /** Threads within an operation (default: the number of cores). */
+  threads?: number;
+  /**
+   * Keep freed activation memory in an arena for the next run (default true): faster, but the arena stays as large as
+   * the largest run was.
+   */
+  arena?: boolean;
+  /** Plan all activations of a run as one block (default false: a plan is kept for every input shape ever seen). */
+  memoryPattern?: boolean;
+  /** On a GPU leave outputs there, for the next segment (default false). */
+  outputsOnDevice?: boolean;
+}
+
+/**
+ * Compiles the part of a graph between `inputs` and `outputs` to a session. Inputs may be `input()` tensors or any inner
+ * tensor: the graph is cut there. An `input()` that is reached but not listed becomes an input under its own name.
+ *
+ * @example
+ * const x = input("x", ["T", 4]);
+ * const segment = await compile({ outputs: { y: x.linear(parameter("w", [3, 4])).relu() } }, { weights });
+ * const { y } = await segment.run({ x: { data: new Float32Array(8), dims: [2, 4] } });
+ *
+ * @throws FoveaError `not-found` (a parameter without a value), `bad-shape`, `too-large` (past 2 GiB),
+ *   `unsupported` (the provider, or an operation on it)
+ */
+export async function compile(cut: GraphCut, options: CompileOptions = {}): Promise<Segment> {
+  const runtime = await loadRuntime();
+  const model = await new Emitter(options).build(cut);
+  const provider = resolveProvider(options.provider ?? "cpu");
+  const sessionOptions: ort.InferenceSession.SessionOptions = {
+    executionProviders: provider === "cpu" ? ["cpu"] : [provider, "cpu"],
+    graphOptimizationLevel: "all",
+    executionMode: "sequential",
+    intraOpNumThreads: options.threads ?? (await availableCores()),
+    interOpNumThreads: 1,
+    enableCpuMemArena: options.arena ?? true,
+    enableMemPattern: options.memoryPattern ?? false,
+    logSeverityLevel: 3,
+    // Threads that spin while they wait starve the other sessions of the process.
+    extra: { session: { intra_op: { allow_spinning: "0" } } },
+  };
+  if (options.outputsOnDevice && provider === "webgpu") sessionOptions.preferredOutputLocation = "gpu-buffer";
+  try {
+    const session = await runtime.InferenceSession.create(model.bytes, sessionOptions);
+    return new Segment(runtime, session, { ...model, bytes: model.bytes.length }, provider);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new FoveaError("unsupported", `ONNX Runtime refused the graph on ${provider}: ${reason}`, {
+      cause,
+      hint: provider === "cpu" ? undefined : 'try provider "cpu"',
+    });
+  }
+}
+
+/**
+ * A standard ONNX file of the part of a graph between `inputs` and `outputs`, with parameters as initializers. It runs
+ * wherever ONNX does; with precision int8 or int4 it needs ONNX Runtime (com.microsoft.MatMulNBits).
+ *
+ * @throws FoveaError as `compile`
+ */
+export function exportOnnx(cut: GraphCut, options: EmitOptions = {}): Uint8Array {
+  return new Emitter({ standard: true, ...options }).buildNow(cut).bytes;
+}

@@ -1,0 +1,38 @@
+export { type AttentionOptions, type AttentionResult, attention } from "./attention.js";
+export { type CompileOptions, compile, exportOnnx } from "./compile.js";
+export { addDims, type Dim, formatShape, multiplyDims, subtractDims } from "./dims.js";
+export { type DType, halfToFloat, halvesToFloats, type TensorData, toHalf } from "./dtype.js";
+export type { EmitOptions, GraphCut, Port, Precision } from "./emit.js";
+export type { Attributes, AttributeValue, Gradient, OpRow } from "./op.js";
+export { type OpName, ops } from "./ops.js";
+export { loadRuntime, type Provider, type Runtime, type RuntimeTensor } from "./runtime.js";
+export { type Feed, type Fetches, Segment } from "./segment.js";
+export { ShapeError } from "./shape.js";
+export {
+  concat,
+  constant,
+  type GroupQueryAttentionOptions,
+  input,
+  type NestedNumbers,
+  parameter,
+  type ReduceOptions,
+  type SliceOptions,
+  stack,
+  Tensor,
+  type TensorLike,
+  tap,
+} from "./tensor.js";
+export {
+  blocksOf,
+  type FloatWeight,
+  floatWeight,
+  missingWeight,
+  type Q4Weight,
+  type Q8Weight,
+  quantizeQ4,
+  quantizeQ8,
+  toFloats,
+  type WeightSource,
+  type WeightValue,
+  weightsFrom,
+} from "./weights.js";

@@ -1,0 +1,38 @@
+import type { Dim } from "./dims.js";
+import type { TensorData } from "./dtype.js";
+import type { Emitter } from "./emit.js";
+import type { ShapeResult } from "./shape.js";
+import type { Tensor } from "./tensor.js";
+
+/** What an operation's attribute may hold. */
+export type AttributeValue = number | string | boolean | readonly Dim[] | TensorData | undefined;
+
+/** An operation's attributes: everything that decides its result besides its inputs. */
+export type Attributes = Readonly<Record<string, AttributeValue>>;
+
+/**
+ * The gradient of an operation: from the node and the gradient of its result, the gradients of its inputs, in order;
+ * null where an input has none (integers, masks).
+ */
+export type Gradient = (node: Tensor, gradient: Tensor) => readonly (Tensor | null)[];
+
+/** One row of the table of operations. It has `onnx`, `plain`, or both. */
+export interface OpRow {
+  /** The shape and type of the result. Throws ShapeError where the inputs do not fit. */
+  shape(inputs: readonly Tensor[], attributes: Attributes): ShapeResult;
+  /** Emits ONNX nodes for the operation and returns the name of the value that holds the result. */
+  onnx?(node: Tensor, emitter: Emitter): string;
+  /**
+   * The definition in other operations. It is what is emitted where there is no `onnx`, or where `onnx` is not
+   * standard ONNX and a standard file is asked for; tests hold `onnx` to it.
+   */
+  plain?(node: Tensor): Tensor;
+  /** `onnx` emits operations that only ONNX Runtime knows. */
+  extension?: boolean;
+  gradient?: Gradient;
+}
+
+/** A part of the table: keeps the names of the rows as a type. */
+export function rows<Name extends string>(table: Record<Name, OpRow>): Readonly<Record<Name, OpRow>> {
+  return table;
+}
