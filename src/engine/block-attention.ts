@@ -1,4 +1,5 @@
-import { type CompileOptions, compile, input, type Segment, type Tensor } from "../graph/index.js";
+import { type CompileOptions, type GraphCut, input, type Segment, type Tensor } from "../graph/index.js";
+import { SegmentCache } from "./segment-cache.js";
 
 /** Shape of one layer's attention. */
 export interface AttentionShape {
@@ -43,16 +44,15 @@ export interface BlockQuery {
  * hooks, long extensions, and the row path's first and last step where keys are not in pages.
  */
 export class BlockAttention {
-  readonly #options: CompileOptions;
-  readonly #cache = new Map<string, Promise<Segment>>();
+  readonly #segments: SegmentCache;
 
   constructor(options: CompileOptions) {
-    this.#options = { ...options, precision: "float32" };
+    this.#segments = new SegmentCache(options);
   }
 
   /** (output [T, Hq, Dv], lse [T, Hq]); a row that sees nothing gives 0 and -Infinity. */
   async attend(shape: AttentionShape, query: BlockQuery, k: KeyBlock, v: KeyBlock) {
-    const segment = await this.#get("attend", shape, k.layout, query.bias);
+    const segment = await this.#get("attend", shape, variant(shape, query, k));
     const { out, lse } = await segment.run({
       ...this.#feeds(shape, query, k),
       v: block(v, shape.kvHeads, shape.valueDim),
@@ -69,7 +69,7 @@ export class BlockAttention {
 
   /** Logits [Hq, T, S], masked keys -Infinity. */
   async logits(shape: AttentionShape, query: BlockQuery, k: KeyBlock): Promise<Float32Array> {
-    const segment = await this.#get("logits", shape, k.layout, query.bias);
+    const segment = await this.#get("logits", shape, variant(shape, query, k));
     const { logits } = await segment.run(this.#feeds(shape, query, k));
     const data = logits.data as Float32Array;
     for (let i = 0; i < data.length; i++) if (data[i] < MASKED_BELOW) data[i] = Number.NEGATIVE_INFINITY;
@@ -78,7 +78,7 @@ export class BlockAttention {
 
   /** Sums of values under given weights [Hq, T, S]: [T, Hq, Dv]. */
   async sum(shape: AttentionShape, weights: Float32Array, rows: number, v: KeyBlock): Promise<Float32Array> {
-    const segment = await this.#get("sum", shape, v.layout);
+    const segment = await this.#get("sum", shape, { layout: v.layout, positions: 1 });
     const { out } = await segment.run({
       weights: { data: weights, dims: [shape.heads, rows, v.keys] },
       v: block(v, shape.kvHeads, shape.valueDim),
@@ -86,38 +86,53 @@ export class BlockAttention {
     return out.data as Float32Array;
   }
 
-  async release(): Promise<void> {
-    for (const segment of this.#cache.values()) await (await segment).release();
-    this.#cache.clear();
+  release(): Promise<void> {
+    return this.#segments.release();
   }
 
   #feeds(shape: AttentionShape, query: BlockQuery, k: KeyBlock) {
     const { heads, kvHeads, keyDim } = shape;
-    const { bias } = query;
-    const groups = heads / kvHeads;
-    const first = bias && bias.heads > 1 ? kvHeads : 1;
-    const second = bias && bias.heads === heads && heads !== kvHeads ? groups : 1;
+    const { positions, bias } = variant(shape, query, k);
     return {
       q: { data: query.q, dims: [query.rows, heads, keyDim] },
       k: block(k, kvHeads, keyDim),
       rows: { data: query.rowPositions, dims: [query.rows] },
-      keys: { data: query.keyPositions, dims: [query.keyPositions.length / k.keys, k.keys] },
+      keys: { data: query.keyPositions, dims: [positions, k.keys] },
       window: { data: Float32Array.of(Math.min(query.window ?? UNSEEN, shape.window ?? UNSEEN)), dims: [1] },
-      ...(bias && { bias: { data: bias.data, dims: [first, second, bias.rows, k.keys] } }),
+      ...(bias && query.bias && { bias: { data: query.bias.data, dims: [bias[0], bias[1], query.bias.rows, k.keys] } }),
     };
   }
 
-  #get(kind: "attend" | "logits" | "sum", shape: AttentionShape, layout: KeyBlock["layout"], bias?: unknown) {
+  #get(kind: Kind, shape: AttentionShape, form: Variant): Promise<Segment> {
     const { heads, kvHeads, keyDim, valueDim, scale, softcap } = shape;
-    const key = [kind, heads, kvHeads, keyDim, valueDim, scale, softcap, layout, bias ? "bias" : ""].join("|");
-    let segment = this.#cache.get(key);
-    if (!segment) {
-      segment = compile(blockGraph(kind, shape, layout, bias !== undefined), this.#options);
-      segment.catch(() => this.#cache.delete(key));
-      this.#cache.set(key, segment);
-    }
-    return segment;
+    const key = [kind, heads, kvHeads, keyDim, valueDim, scale, softcap, form.layout, form.positions, form.bias].join(
+      "|",
+    );
+    return this.#segments.get(key, () => blockGraph(kind, shape, form));
   }
+}
+
+type Kind = "attend" | "logits" | "sum";
+
+/** What decides a graph's shape beside the layer's: where heads differ. */
+interface Variant {
+  readonly layout: KeyBlock["layout"];
+  /** 1: all heads' keys stand at the same positions; Hkv: each head's at its own. */
+  readonly positions: number;
+  /** Sizes of the bias: KV heads (1 or Hkv), query heads of a group (1 or G), rows (1 or "T"). */
+  readonly bias?: readonly [number, number, 1 | "T"];
+}
+
+function variant({ heads, kvHeads }: AttentionShape, { bias, rows, keyPositions }: BlockQuery, k: KeyBlock): Variant {
+  return {
+    layout: k.layout,
+    positions: keyPositions.length / k.keys,
+    bias: bias && [
+      bias.heads > 1 ? kvHeads : 1,
+      bias.heads === heads && heads !== kvHeads ? heads / kvHeads : 1,
+      bias.rows > 1 || rows === 1 ? "T" : 1,
+    ],
+  };
 }
 
 function block(b: KeyBlock, kvHeads: number, dim: number) {
@@ -125,12 +140,7 @@ function block(b: KeyBlock, kvHeads: number, dim: number) {
 }
 
 /** The graphs: attention by its definition, grouped heads by broadcasting. T rows, S keys. */
-function blockGraph(
-  kind: "attend" | "logits" | "sum",
-  shape: AttentionShape,
-  layout: KeyBlock["layout"],
-  biased: boolean,
-) {
+function blockGraph(kind: Kind, shape: AttentionShape, { layout, positions, bias }: Variant): GraphCut {
   const { heads, kvHeads, keyDim, valueDim, scale, softcap } = shape;
   const groups = heads / kvHeads;
   const headMajor = (name: string, dim: number): { node: Tensor; perHead: Tensor } => {
@@ -154,16 +164,16 @@ function blockGraph(
   const k = headMajor("k", keyDim);
   inputs.k = k.node;
   inputs.rows = input("rows", ["T"]);
-  inputs.keys = input("keys", ["P", "S"]);
+  inputs.keys = input("keys", [positions, "S"]);
   inputs.window = input("window", [1]);
   const q = inputs.q.mul(scale).transpose(1, 0, 2).reshape([kvHeads, -1, keyDim]); // [Hkv, G*T, D]
   let logits = q.matmul(k.perHead.transpose(0, 2, 1)).reshape([kvHeads, groups, "T", "S"]);
   if (softcap) logits = logits.div(softcap).tanh().mul(softcap);
-  if (biased) {
-    inputs.bias = input("bias", ["B0", "B1", "B2", "S"]);
+  if (bias) {
+    inputs.bias = input("bias", [...bias, "S"]);
     logits = logits.add(inputs.bias);
   }
-  const distance = inputs.rows.reshape([1, 1, "T", 1]).sub(inputs.keys.reshape(["P", 1, 1, "S"])); // [P, 1, T, S]
+  const distance = inputs.rows.reshape([1, 1, "T", 1]).sub(inputs.keys.reshape([positions, 1, 1, "S"])); // [1 or Hkv, 1, T, S]
   const visible = distance.greaterEqual(0).and(distance.less(inputs.window));
   logits = visible.where(logits, MASKED);
   if (kind === "logits") return { inputs, outputs: { logits: logits.reshape([heads, "T", "S"]) } };

@@ -1,5 +1,5 @@
 import { FoveaError } from "../error.js";
-import { halfToFloat, type WeightSource, type WeightValue } from "../graph/index.js";
+import { halvesToFloats, type WeightSource, type WeightValue } from "../graph/index.js";
 import type { ModelConfig } from "../models/index.js";
 
 /**
@@ -56,7 +56,10 @@ function addRow(table: WeightValue, index: number, scale: number, out: Float32Ar
   if (table.kind === "float") {
     const at = index * width;
     if (table.data instanceof Float32Array) for (let i = 0; i < width; i++) out[i] += table.data[at + i] * scale;
-    else for (let i = 0; i < width; i++) out[i] += halfToFloat(table.data[at + i]) * scale;
+    else {
+      const row = halvesToFloats(table.data.subarray(at, at + width));
+      for (let i = 0; i < width; i++) out[i] += row[i] * scale;
+    }
     return;
   }
   const blocks = Math.ceil(width / 32);

@@ -220,7 +220,7 @@ export class Engine {
    */
   async probe(ids: readonly number[], options: { layers?: number } = {}): Promise<{ residual: Float32Array }> {
     const layers = options.layers ?? this.config.layers;
-    let residual = new Float32Array(0);
+    let residual: Float32Array = new Float32Array(0);
     const sequence = this.sequence(
       this.compose([
         {

@@ -1,16 +1,17 @@
-import { type CompileOptions, compile, input, type Segment } from "../graph/index.js";
+import { type CompileOptions, type GraphCut, input } from "../graph/index.js";
 import type { AttentionShape } from "./block-attention.js";
 import type { Hooks, KeyView } from "./hooks.js";
+import { SegmentCache } from "./segment-cache.js";
 
 type Mechanism = NonNullable<Hooks["mechanism"]>;
 
 /** Runs mechanisms: attention written over graph tensors, compiled once per mechanism and attention shape. */
 export class MechanismRunner {
   readonly #options: CompileOptions;
-  readonly #cache = new Map<Mechanism, Map<string, Promise<Segment>>>();
+  readonly #segments = new Map<Mechanism, SegmentCache>();
 
   constructor(options: CompileOptions) {
-    this.#options = { ...options, precision: "float32" };
+    this.#options = options;
   }
 
   /** Rows [from, rows) of q [rows, Hq, D] against all keys of the view; writes [rows, Hq, Dv] to `out`. */
@@ -25,7 +26,13 @@ export class MechanismRunner {
   ): Promise<void> {
     const { heads, kvHeads, keyDim, valueDim } = shape;
     const rows = positions.length - from;
-    const segment = await this.#get(mechanism, shape);
+    let segments = this.#segments.get(mechanism);
+    if (!segments) {
+      segments = new SegmentCache(this.#options);
+      this.#segments.set(mechanism, segments);
+    }
+    const key = [heads, kvHeads, keyDim, valueDim, shape.scale].join("|");
+    const segment = await segments.get(key, () => mechanismGraph(mechanism, shape));
     const keys = Math.max(...Array.from({ length: kvHeads }, (_, h) => view.length(h)));
     const k = new Float32Array(kvHeads * keys * keyDim);
     const v = new Float32Array(kvHeads * keys * valueDim);
@@ -64,43 +71,32 @@ export class MechanismRunner {
   }
 
   async release(): Promise<void> {
-    for (const segments of this.#cache.values())
-      for (const segment of segments.values()) await (await segment).release();
-    this.#cache.clear();
+    for (const segments of this.#segments.values()) await segments.release();
+    this.#segments.clear();
   }
+}
 
-  #get(mechanism: Mechanism, shape: AttentionShape): Promise<Segment> {
-    const { heads, kvHeads, keyDim, valueDim, scale } = shape;
-    const key = [heads, kvHeads, keyDim, valueDim, scale].join("|");
-    let segments = this.#cache.get(mechanism);
-    if (!segments) this.#cache.set(mechanism, (segments = new Map()));
-    let segment = segments.get(key);
-    if (!segment) {
-      const groups = heads / kvHeads;
-      const q = input("q", [heads, "T", keyDim]);
-      const k = input("k", [kvHeads, "S", keyDim]);
-      const v = input("v", [kvHeads, "S", valueDim]);
-      const mask = input("mask", [kvHeads, "T", "S"]);
-      // the mechanism sees one key-value head per query head, so that it need not know of groups
-      const repeat = (t: typeof k, dims: [string, string | number]) =>
-        groups === 1
-          ? t
-          : t
-              .unsqueeze(1)
-              .expand([kvHeads, groups, ...dims])
-              .reshape([heads, ...dims]);
-      const out = mechanism({
-        q,
-        k: repeat(k, ["S", keyDim]),
-        v: repeat(v, ["S", valueDim]),
-        mask: repeat(mask, ["T", "S"]),
-        scale,
-      });
-      segment = compile({ inputs: { q, k, v, mask }, outputs: { out } }, this.#options);
-      const list = segments;
-      segment.catch(() => list.delete(key));
-      segments.set(key, segment);
-    }
-    return segment;
-  }
+/** The mechanism between inputs and output; it sees one key-value head per query head, so it need not know of groups. */
+function mechanismGraph(mechanism: Mechanism, shape: AttentionShape): GraphCut {
+  const { heads, kvHeads, keyDim, valueDim, scale } = shape;
+  const groups = heads / kvHeads;
+  const inputs = {
+    q: input("q", [heads, "T", keyDim]),
+    k: input("k", [kvHeads, "S", keyDim]),
+    v: input("v", [kvHeads, "S", valueDim]),
+    mask: input("mask", [kvHeads, "T", "S"]),
+  };
+  const repeat = (t: typeof inputs.k, dims: readonly [string, string | number]) => {
+    if (groups === 1) return t;
+    const repeated = t.unsqueeze(1).expand([kvHeads, groups, ...dims]);
+    return repeated.reshape([heads, ...dims]);
+  };
+  const out = mechanism({
+    q: inputs.q,
+    k: repeat(inputs.k, ["S", keyDim]),
+    v: repeat(inputs.v, ["S", valueDim]),
+    mask: repeat(inputs.mask, ["T", "S"]),
+    scale,
+  });
+  return { inputs, outputs: { out } };
 }

@@ -1,0 +1,25 @@
+import { type CompileOptions, compile, type GraphCut, type Segment } from "../graph/index.js";
+
+/** Weight-free graphs compiled on first use, one per key. A compilation that fails is tried again next time. */
+export class SegmentCache {
+  readonly #options: CompileOptions;
+  readonly #segments = new Map<string, Promise<Segment>>();
+
+  constructor(options: CompileOptions) {
+    this.#options = { ...options, precision: "float32", weights: undefined };
+  }
+
+  get(key: string, build: () => GraphCut): Promise<Segment> {
+    const found = this.#segments.get(key);
+    if (found) return found;
+    const segment = Promise.resolve().then(() => compile(build(), this.#options));
+    segment.catch(() => this.#segments.delete(key));
+    this.#segments.set(key, segment);
+    return segment;
+  }
+
+  async release(): Promise<void> {
+    for (const segment of this.#segments.values()) await (await segment).release();
+    this.#segments.clear();
+  }
+}
