@@ -78,13 +78,18 @@ export class PlainLayer {
     return this.#heads[kvHead].positions;
   }
 
-  /** The next rows of the sequence; heads' outputs [T, Hq, D]. */
-  async step(input: PlainRows, phase: Phase = this.#phase(input)): Promise<Float32Array> {
+  /** The next rows of the sequence, a turn or a piece of one; heads' outputs [T, Hq, D]. */
+  async step(
+    input: PlainRows,
+    piece?: { readonly firstRow: number; readonly totalRows: number },
+  ): Promise<Float32Array> {
+    const phase = this.#phase(input);
     const { heads, kvHeads, headDim } = this.model;
     const rows = input.q.length / (heads * headDim);
     const positions = Int32Array.from({ length: rows }, (_, i) => this.#length + i);
     const hooks = this.composed.layer(0);
-    const base = { layer: 0, phase, rows, positions, firstRow: 0, totalRows: rows, model: this.model };
+    const { firstRow, totalRows } = piece ?? { firstRow: 0, totalRows: rows };
+    const base = { layer: 0, phase, rows, positions, firstRow, totalRows, model: this.model };
     const [q, k, v] = [input.q.slice(), input.k.slice(), input.v.slice()];
     for (const m of hooks.activations) m.hooks.activations?.(this.#bind({ ...base, q, k, v }, m));
     const unrotated = q.slice();
@@ -105,7 +110,7 @@ export class PlainLayer {
         ...base,
         rows: count,
         positions: rowPositions,
-        firstRow: first,
+        firstRow: firstRow + first,
         q: slice(q),
         scale: headDim ** -0.5,
         view: this.#view(),

@@ -3,6 +3,7 @@ import type { AttentionStep, Hooks, ModelShape, ObserveStep, RetainStep, Rows } 
 import { FoveaError } from "../../error.js";
 import { budget, budgetTokens, largest } from "../budget.js";
 import { method } from "../method.js";
+import { endsTurn, turnStart } from "../turn.js";
 
 const parameters = z.object({
   heavy: budget(0)
@@ -100,8 +101,9 @@ export function carryScores(known: Scores | undefined, positions: Int32Array): F
 
 /** After a step: where more than heavy + recent entries lie, the rest leaves. */
 function evict(step: RetainStep<HeavyState>, params: Parameters): void {
-  if (step.when !== "after") return;
-  if (step.phase !== "decode") step.state.length = step.positions[step.rows - 1] + 1;
+  // a prompt is dense to its end, however many pieces it comes in
+  if (step.when !== "after" || !endsTurn(step)) return;
+  if (step.phase !== "decode") step.state.length = turnStart(step) + step.totalRows;
   const { heavy, recent } = tokensOf(params, step.state.length || step.positions[0] + 1);
   for (const [kv, known] of (step.state.layers.get(step.layer) ?? []).entries()) {
     if (step.view.length(kv) <= heavy + recent) continue;
@@ -126,7 +128,7 @@ export function keptByScore(scores: Float32Array, heavy: number, recent: number)
 /** The simulation: masks rows of full logits. Rows come in order, block by block. */
 function maskRows(step: AttentionStep<HeavyState>, rows: Rows, params: Parameters): void {
   const { state, model, positions } = step;
-  if (step.phase !== "decode") state.length = positions[0] - step.firstRow + step.totalRows;
+  if (step.phase !== "decode") state.length = turnStart(step) + step.totalRows;
   const { heavy, recent } = tokensOf(params, state.length || positions[0] + 1);
   const sets = state.layers.get(step.layer) ?? Array.from({ length: model.kvHeads }, emptyScores);
   for (let kv = 0; kv < model.kvHeads; kv++) {

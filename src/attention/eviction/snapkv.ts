@@ -2,6 +2,7 @@ import { z } from "zod";
 import type { RetainStep } from "../../engine/hooks.js";
 import { budget, budgetTokens, largest } from "../budget.js";
 import { method } from "../method.js";
+import { endsTurn, inPrompt } from "../turn.js";
 
 const parameters = z.object({
   capacity: budget()
@@ -39,7 +40,7 @@ export const snapkv = method({
   status: "experimental",
   parameters,
   async retain(step: RetainStep, params) {
-    if (step.when !== "after" || step.phase !== "prompt") return;
+    if (step.when !== "after" || !inPrompt(step) || !endsTurn(step)) return;
     const { heads, kvHeads } = step.model;
     const length = step.view.length(0);
     const capacity = budgetTokens(params.capacity, length);

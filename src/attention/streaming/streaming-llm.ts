@@ -2,6 +2,7 @@ import { z } from "zod";
 import type { AttentionStep, KeyView, Part, RetainStep } from "../../engine/hooks.js";
 import { FoveaError } from "../../error.js";
 import { method } from "../method.js";
+import { endsTurn, inPrompt } from "../turn.js";
 
 const parameters = z.object({
   sinks: z.int().min(0).default(4).describe("first tokens that always stay (s)"),
@@ -73,15 +74,16 @@ export const streamingLlm = method({
 
 /** What one row or block reads: everything, or the sinks at the query's rank in the cache and the window. */
 export function streamingParts(
-  step: Pick<AttentionStep, "phase" | "rows" | "positions" | "view" | "model" | "rotate">,
+  step: Pick<AttentionStep, "phase" | "rows" | "positions" | "firstRow" | "totalRows" | "view" | "model" | "rotate">,
   { sinks, window, positions, prompt }: Parameters,
 ): Part[] {
   const newest = step.positions[step.rows - 1];
-  if (newest < sinks + window || (step.phase === "prompt" && prompt === "dense")) return [{}];
+  const early = inPrompt(step);
+  if (newest < sinks + window || (early && prompt === "dense")) return [{}];
   const turn = step.phase === "extend" && prompt === "dense";
   // a turn fed at once reads all that room was left for; its rows' ranks count on
   const rank = turn ? turnRanks(step) : step.positions.map((p) => Math.min(p, sinks + window - 1));
-  const rotated = positions === "rank" && !(step.phase === "prompt" && prompt === "masked");
+  const rotated = positions === "rank" && !(early && prompt === "masked");
   const query = rotated && sinks > 0 ? step.rotate(rank) : undefined;
   const parts: Part[] = [];
   const { kvHeads } = step.model;
@@ -112,12 +114,13 @@ function turnRanks(step: Pick<AttentionStep, "positions" | "view">): Int32Array 
  * makes room for all of its rows.
  */
 export function roomForWindow(
-  step: Pick<RetainStep, "when" | "phase" | "incoming">,
+  step: Pick<RetainStep, "when" | "phase" | "rows" | "positions" | "firstRow" | "totalRows">,
   { window, prompt }: Pick<Parameters, "window" | "prompt">,
 ): number | undefined {
-  if (step.when === "after") return step.phase === "decode" ? undefined : window;
-  if (step.phase === "prompt") return undefined;
-  return step.phase === "extend" && prompt === "dense" ? Math.max(0, window - step.incoming) : window - 1;
+  const atOnce = prompt === "dense" && step.phase !== "decode";
+  if (step.when === "after") return step.phase === "decode" || (atOnce && !endsTurn(step)) ? undefined : window;
+  if (!atOnce) return window - 1;
+  return inPrompt(step) || step.firstRow > 0 ? undefined : Math.max(0, window - step.totalRows);
 }
 
 /** Entries that stay of `length`: the first `sinks` and the last `room`. */
