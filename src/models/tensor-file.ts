@@ -25,8 +25,8 @@ export interface TensorFile {
    * @throws FoveaError "not-found" for an unknown name, "unsupported" for a type that cannot be read, "bad-file"
    */
   read(name: string): Promise<Float32Array<ArrayBuffer>>;
-  /** Reads a tensor's bytes as they lie in the file. */
-  readRaw(name: string): Promise<Uint8Array<ArrayBuffer>>;
+  /** Reads a tensor's bytes as they lie in the file, or `length` of them from `start`. */
+  readRaw(name: string, start?: number, length?: number): Promise<Uint8Array<ArrayBuffer>>;
   /** `read` at once; throws "unsupported" where the source cannot (a blob or URL in a browser). */
   readSync(name: string): Float32Array<ArrayBuffer>;
   /** `readRaw` at once; throws "unsupported" where the source cannot. */
@@ -95,9 +95,9 @@ export function tensorReaders(
     }
     return place.source.readSync(place.offset, info.bytes);
   };
-  const readRaw = async (name: string): Promise<Uint8Array<ArrayBuffer>> => {
+  const readRaw: TensorFile["readRaw"] = async (name, start = 0, length) => {
     const { info, place } = find(name);
-    return place.source.read(place.offset, info.bytes);
+    return place.source.read(place.offset + start, Math.min(length ?? info.bytes, info.bytes - start));
   };
   return {
     sync,

@@ -1,0 +1,39 @@
+export { buildModel, type ModelFeed, type ModelGraph, modelFeeds } from "./block.js";
+export {
+  type Activation,
+  type AttentionConfig,
+  configJson,
+  type ModelConfig,
+  parameterCount,
+  parseConfig,
+} from "./config.js";
+export {
+  type Converted,
+  type ConvertOptions,
+  type ConvertSource,
+  type ConvertType,
+  convert,
+  hasGgufForm,
+} from "./convert.js";
+export { FAMILIES, type Family, type FamilyName } from "./families.js";
+export { type GgufFile, type GgufToWrite, type GgufType, type GgufValue, openGguf, writeGguf } from "./gguf.js";
+export { configFromGguf, ggufFromConfig, type RotaryFactors } from "./gguf-config.js";
+export { tokenizerFromGguf, tokenizerToGguf } from "./gguf-tokenizer.js";
+export { type Checkpoint, type GenerationDefaults, type OpenOptions, openCheckpoint } from "./load.js";
+export { type CanonicalTensor, canonicalTensors, type FileTensor, fileTensors } from "./names.js";
+export { type RandomSizes, randomConfig, randomWeights } from "./random.js";
+export {
+  alibiSlopes,
+  ntkBase,
+  type RotaryConfig,
+  type RotaryScaling,
+  type RotaryValues,
+  rotaryCosSin,
+  rotaryTable,
+} from "./rotary.js";
+export { openSafetensors, writeSafetensors } from "./safetensors.js";
+export { type ByteSource, openSource, type SourceLike } from "./source.js";
+export type { TensorFile, TensorInfo, TensorToWrite } from "./tensor-file.js";
+export { tinyTokenizer } from "./tiny-tokenizer.js";
+export { createTokenizer, loadTokenizer, type Tokenizer, type TokenStream } from "./tokenizer.js";
+export { checkpointWeights } from "./weights.js";
