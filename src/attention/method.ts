@@ -50,6 +50,8 @@ export interface ParameterCard {
   readonly default: Value | null;
   readonly required: boolean;
   readonly description: string;
+  /** The words that it chooses from, where it does. */
+  readonly choices?: readonly string[];
 }
 
 export interface Card extends CardFields {
@@ -92,7 +94,7 @@ export interface FullDefinition<S extends z.ZodObject, State> extends Definition
   create(params: z.output<S>, scope: Scope): Hooks<State>;
 }
 
-type Input<S extends z.ZodObject> = z.input<S> & ScopeInput;
+type Input<S extends z.ZodObject> = z.input<S> & Omit<ScopeInput, keyof z.input<S>>;
 
 /** A method: call it with parameters to attach it. */
 export interface MethodFactory<S extends z.ZodObject = z.ZodObject> {
@@ -200,7 +202,7 @@ export function method<S extends z.ZodObject = typeof NO_PARAMETERS, State = unk
     const { check } = definition;
     return {
       name,
-      spec: printMethods([{ name, params: specValues(keys, params, scope) }]),
+      spec: printMethods([{ name, params: specValues(card, keys, params, scope) }]),
       hooks: withLayers(limited, scope),
       ...(scope.layers || scope.heads ? { scope } : {}),
       ...(check ? { check: (model: ModelShape) => check(model, params) } : {}),
@@ -243,7 +245,8 @@ function splitScope(card: Card, keys: readonly string[], values: Readonly<Record
   const scopeKeys = card.scope === "heads" ? ["layers", "heads"] : ["layers"];
   for (const [key, value] of Object.entries(values)) {
     if (value === undefined) continue;
-    if (keys.includes(key)) own[key] = value;
+    if (keys.includes(key))
+      own[key] = typeof value === "boolean" && choices(card, key)?.includes(`${value}`) ? `${value}` : value;
     else if (key === "layers") layers = layerList(card.name, value);
     else if (key === "heads" && card.scope === "heads") heads = headList(card.name, value);
     else if (key === "heads")
@@ -261,6 +264,11 @@ function splitScope(card: Card, keys: readonly string[], values: Readonly<Record
     });
   const scope: Scope = { ...(layers && { layers }), ...(heads && { heads }) };
   return { own, scope };
+}
+
+/** The words that a parameter chooses from. In a method string the words true and false read as booleans. */
+function choices(card: Card, key: string): readonly string[] | undefined {
+  return card.parameters.find((p) => p.name === key)?.choices;
 }
 
 function layerList(name: string, value: unknown): readonly number[] {
@@ -307,9 +315,14 @@ function show(value: unknown): string {
 }
 
 /** All parameters as validated, then the scope: two equal methods have equal strings. */
-function specValues(keys: readonly string[], params: Record<string, unknown>, scope: Scope): Record<string, Value> {
+function specValues(card: Card, keys: readonly string[], params: Record<string, unknown>, scope: Scope) {
   const values: Record<string, Value> = {};
-  for (const key of keys) if (params[key] !== undefined) values[key] = toValue(params[key]);
+  for (const key of keys) {
+    const value = params[key];
+    if (value === undefined) continue;
+    const asWord = (value === "true" || value === "false") && choices(card, key);
+    values[key] = asWord ? value === "true" : toValue(value);
+  }
   if (scope.layers) values.layers = scope.layers;
   if (scope.heads) values.heads = scope.heads;
   return values;
@@ -346,6 +359,7 @@ function parameterCards(schema: z.ZodObject): ParameterCard[] {
     default: p.default ?? null,
     required: json.required?.includes(name) ?? false,
     description: p.description ?? "",
+    ...(p.enum?.every((e) => typeof e === "string") ? { choices: p.enum as string[] } : {}),
   }));
 }
 
