@@ -29,7 +29,7 @@ export function learnMerges(words: readonly string[], count: number): [string, s
       }
     }
     const best = [...seen.values()].reduce((a, b) => (b.n > a.n ? b : a), { pair: ["", ""] as [string, string], n: 0 });
-    if (best.n < 2) break;
+    if (best.n === 0) break;
     merges.push(best.pair);
     split = split.map((word) => {
       const out: string[] = [];
@@ -152,8 +152,11 @@ export function sentencePieceTokenizer(leadingSpace: boolean): {
   for (const token of ["<unk>", "<s>", "</s>"]) add(token);
   for (let byte = 0; byte < 256; byte++) add(`<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`);
   for (const pair of learnt) add(pair.join(""));
+  const rankable = new Set(learnt.map((pair) => pair.join("")));
   // Like SentencePiece: single characters come last; rare ones are left to the bytes.
-  for (const character of new Set(words.join(""))) if (character < "\u0500" || character === "▁") add(character);
+  for (const character of new Set(words.join("")))
+    if (character < "\u0500" || character === "▁" || [...rankable].some((token) => token.includes(character)))
+      add(character);
   const rank = new Map(learnt.map((pair, i) => [pair.join(""), i]));
   const merges: [string, string][] = [];
   for (const [token, at] of [...rank].sort((a, b) => a[1] - b[1])) {

@@ -4,12 +4,10 @@ import {
   BertNormalizer,
   BertPreTokenizer,
   ByteLevelPreTokenizer,
-  DigitsPreTokenizer,
   FixedLengthPreTokenizer,
   type Normalizer,
   PrecompiledNormalizer,
   type PreTokenizer,
-  PunctuationPreTokenizer,
   ReplaceNormalizer,
   SplitPreTokenizer,
   StripAccentsNormalizer,
@@ -285,13 +283,17 @@ export function preTokenizer(config: Component | null): PreTokenize {
       const pattern = new ReplaceNormalizer(config).pattern;
       return (input) => [pattern ? replaceMatches(input, pattern, content) : input];
     }
-    case "Split":
+    case "Split": {
       checkPattern(config);
-      return splitting(new SplitPreTokenizer(config));
+      const { pattern } = new SplitPreTokenizer(config);
+      if (!pattern) throw new FoveaError("bad-file", "tokenizer: Split has no pattern");
+      return splitAt(pattern, String(config.behavior ?? "Isolated"), config.invert === true);
+    }
+    // The next two are not the library's: it takes only ASCII digits and never splits a run of punctuation.
     case "Digits":
-      return splitting(new DigitsPreTokenizer(config));
+      return splitAt(config.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu, "Isolated", false);
     case "Punctuation":
-      return splitting(new PunctuationPreTokenizer(config));
+      return splitAt(PUNCTUATION, String(config.behavior ?? "Isolated"), false);
     case "Whitespace":
       return splitting(new WhitespacePreTokenizer());
     case "WhitespaceSplit":
@@ -311,6 +313,44 @@ export function preTokenizer(config: Component | null): PreTokenize {
   }
 }
 
+const PUNCTUATION = /[\p{P}$+<=>^`|~]/gu;
+
+/**
+ * Splits at the matches of a pattern, as Hugging Face's tokenizers do: the matches (with `invert`, what lies between
+ * them) are isolated, removed, joined with their like, or merged with the piece before or behind.
+ */
+function splitAt(pattern: RegExp, behavior: string, invert: boolean): PreTokenize {
+  if (!["Isolated", "Removed", "Contiguous", "MergedWithPrevious", "MergedWithNext"].includes(behavior)) {
+    throw new FoveaError("bad-file", `tokenizer: unknown split behavior ${describe(behavior)}`);
+  }
+  return (input) => {
+    const pieces: { from: number; to: number; match: boolean }[] = [];
+    let done = 0;
+    for (const found of input.text.matchAll(pattern)) {
+      const end = found.index + found[0].length;
+      if (found.index > done) pieces.push({ from: done, to: found.index, match: invert });
+      if (end > found.index) pieces.push({ from: found.index, to: end, match: !invert });
+      done = end;
+    }
+    if (done < input.text.length) pieces.push({ from: done, to: input.text.length, match: invert });
+    const joined: typeof pieces = [];
+    for (const piece of pieces) {
+      const before = joined.at(-1);
+      const join =
+        before !== undefined &&
+        ((behavior === "Contiguous" && before.match === piece.match) ||
+          (behavior === "MergedWithPrevious" && piece.match && !before.match) ||
+          (behavior === "MergedWithNext" && !piece.match && before.match));
+      if (behavior === "Removed" && piece.match) continue;
+      if (join) {
+        before.to = piece.to;
+        before.match = piece.match;
+      } else joined.push({ ...piece });
+    }
+    return joined.map(({ from, to }) => input.slice(from, to));
+  };
+}
+
 /** A pre-tokenizer whose results are pieces of the text, in order; what it drops between them is passed over. */
 function splitting(step: PreTokenizer): PreTokenize {
   return (input) => {
@@ -326,21 +366,26 @@ function splitting(step: PreTokenizer): PreTokenize {
   };
 }
 
+function literal(text: string): RegExp {
+  return new RegExp(text.replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), "gu");
+}
+
 /** Spaces become a visible mark, and the text gets one in front. */
 function metaspace(config: Component): PreTokenize {
   const mark = text(config, "replacement", "▁");
   const written = typeof config.str_rep === "string" && config.str_rep !== "" ? config.str_rep : mark;
   // Before there was a scheme there was a flag.
   const scheme = text(config, "prepend_scheme", config.add_prefix_space === false ? "never" : "always");
+  // A word is a mark and what follows it.
+  const words = config.split === false ? (input: Aligned) => [input] : splitAt(literal(mark), "MergedWithNext", false);
   return (input, first) => {
     const marked = replaceMatches(input, / /g, written);
-    if (marked.text.startsWith(mark) || !(scheme === "always" || (scheme === "first" && first))) return [marked];
-    return [
-      marked.rewrite([
-        { from: 0, to: 0, text: written },
-        { from: 0, to: marked.text.length },
-      ]),
+    const bare = marked.text.startsWith(mark) || !(scheme === "always" || (scheme === "first" && first));
+    const prefix = [
+      { from: 0, to: 0, text: written },
+      { from: 0, to: marked.text.length },
     ];
+    return words(bare ? marked : marked.rewrite(prefix), first);
   };
 }
 

@@ -13,8 +13,8 @@ export interface Normalizer {
 /** What splits text before the model sees it. */
 export interface PreTokenizer {
   pre_tokenize_text(text: string, options?: object): string[];
-  /** Of ByteLevel only. */
-  readonly pattern?: RegExp;
+  /** Of ByteLevel and Split only. */
+  readonly pattern?: RegExp | null;
 }
 
 /** A vocabulary with an algorithm. */
@@ -32,7 +32,7 @@ export interface BpeModel extends Model {
   bpe(word: string): string[];
   readonly merges: [string, string][];
   /** The rank of each merge, by its JSON. */
-  readonly bpe_ranks: Map<string, number>;
+  bpe_ranks: Map<string, number>;
   readonly byte_fallback: boolean;
   readonly ignore_merges: boolean;
   readonly fuse_unk: boolean;
@@ -72,8 +72,6 @@ const classes = library as unknown as {
   PrecompiledNormalizer: Make<Normalizer>;
   ByteLevelPreTokenizer: Make<PreTokenizer>;
   SplitPreTokenizer: Make<PreTokenizer>;
-  DigitsPreTokenizer: Make<PreTokenizer>;
-  PunctuationPreTokenizer: Make<PreTokenizer>;
   WhitespacePreTokenizer: Make<PreTokenizer>;
   WhitespaceSplitPreTokenizer: Make<PreTokenizer>;
   BertPreTokenizer: Make<PreTokenizer>;
@@ -91,8 +89,6 @@ export const {
   PrecompiledNormalizer,
   ByteLevelPreTokenizer,
   SplitPreTokenizer,
-  DigitsPreTokenizer,
-  PunctuationPreTokenizer,
   WhitespacePreTokenizer,
   WhitespaceSplitPreTokenizer,
   BertPreTokenizer,

@@ -75,7 +75,12 @@ export interface Tokenizer {
   /** The vocabulary entry of each id, as the tokenizer file spells it. */
   readonly vocabulary: ReadonlyMap<number, string>;
   /** What the tokenizer was made from, in the form of tokenizer.json and tokenizer_config.json. */
-  readonly files: { tokenizer: Record<string, unknown>; config: Record<string, unknown> };
+  readonly files: {
+    readonly tokenizer: Record<string, unknown>;
+    readonly config: Record<string, unknown>;
+    /** The scores of a SentencePiece vocabulary by id, where they are known. */
+    readonly scores?: ArrayLike<number>;
+  };
 }
 
 /** Largest token id allowed: the largest published vocabularies have some 300 000 entries. */
@@ -93,11 +98,11 @@ interface AddedToken {
 
 /**
  * Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json.
- * @param mergeRanks overrides the rank of each merge (lower first, equal ranks leftmost first); GGUF's SentencePiece
- *   vocabularies order merges by score, which may be equal
+ * @param scores of a SentencePiece vocabulary, by id: neighbours whose joined text is a token merge, the highest score
+ *   first, the leftmost first among equals; the model's list of merges is not looked at
  * @throws FoveaError "bad-file" when the file is malformed, "unsupported" for a kind of tokenizer that is not known
  */
-export function createTokenizer(tokenizer: unknown, config: unknown = {}, mergeRanks?: readonly number[]): Tokenizer {
+export function createTokenizer(tokenizer: unknown, config: unknown = {}, scores?: ArrayLike<number>): Tokenizer {
   if (!isObject(tokenizer)) {
     throw new FoveaError("bad-file", `tokenizer: tokenizer.json must hold an object, not ${describe(tokenizer)}`);
   }
@@ -105,7 +110,7 @@ export function createTokenizer(tokenizer: unknown, config: unknown = {}, mergeR
     throw new FoveaError("bad-file", `tokenizer: tokenizer_config.json must hold an object, not ${describe(config)}`);
   }
   try {
-    return build(tokenizer, config, mergeRanks);
+    return build(tokenizer, config, scores);
   } catch (cause) {
     if (cause instanceof FoveaError) throw cause;
     throw new FoveaError("bad-file", `tokenizer: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
@@ -143,7 +148,7 @@ export async function readJson(path: string): Promise<Record<string, unknown> | 
 function build(
   json: Record<string, unknown>,
   config: Record<string, unknown>,
-  mergeRanks: readonly number[] | undefined,
+  scores: ArrayLike<number> | undefined,
 ): Tokenizer {
   const added = addedTokens(json.added_tokens);
   checkModel(json.model);
@@ -162,11 +167,7 @@ function build(
   component(json.post_processor, "post_processor");
   const library = new HfTokenizer(filled, config);
   const { model } = library;
-  if (model instanceof BPE && mergeRanks) {
-    model.merges.forEach((merge, i) => {
-      model.bpe_ranks.set(JSON.stringify(merge), mergeRanks[i]);
-    });
-  }
+  if (model instanceof BPE && scores) model.bpe_ranks = new ScoreRanks(model.tokens_to_ids, scores);
 
   const ids = model.tokens_to_ids;
   const vocabulary = new Map<number, string>();
@@ -237,7 +238,7 @@ function build(
     addsBos: frame.before.length > 0,
     addsEos: frame.after.length > 0,
     vocabulary,
-    files: { tokenizer: json, config },
+    files: { tokenizer: json, config, scores },
   };
 }
 
@@ -554,7 +555,26 @@ function byteTokens(symbol: string, ids: ReadonlyMap<string, number>): WordToken
 /** True for a SentencePiece vocabulary in which the mark of a space stands only at the beginning of tokens. */
 function marksOnlyLead(model: BpeModel): boolean {
   if (!model.tokens_to_ids.has("▁")) return false;
-  return model.merges.every(([left, right]) => !/[^▁]▁/u.test(left + right));
+  if (model.merges.length > 0) return model.merges.every(([left, right]) => !/[^▁]▁/u.test(left + right));
+  for (const token of model.tokens_to_ids.keys()) if (/[^▁]▁/u.test(token)) return false;
+  return true;
+}
+
+/** Ranks of merges by the score of what they make, in the place of the library's table of merges. */
+class ScoreRanks extends Map<string, number> {
+  private readonly ranks = new Map<string, number>();
+
+  constructor(ids: ReadonlyMap<string, number>, scores: ArrayLike<number>) {
+    super();
+    const order = [...new Set(Array.from(scores))].sort((a, b) => b - a);
+    const rank = new Map(order.map((score, i) => [score, i]));
+    for (const [token, id] of ids) this.ranks.set(token, rank.get(scores[id]) ?? order.length);
+  }
+
+  override get(pair: string): number | undefined {
+    const [left, right] = JSON.parse(pair) as [string, string];
+    return this.ranks.get(left + right);
+  }
 }
 
 /** Bytes as text; what is no whole character shows as `<0xE2>`. */
