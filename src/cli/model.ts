@@ -3,6 +3,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { LoadOptions, Model } from "../engine/api.js";
 import { FoveaError } from "../error.js";
+import type { OpenOptions } from "../models/index.js";
 import { readText } from "./files.js";
 import type { Io } from "./io.js";
 import { bytes, choice, flag, integer, integers, type OptionValues, text, UsageError } from "./options.js";
@@ -67,6 +68,15 @@ export function toLoadOptions(values: OptionValues<typeof loadOptions>, io: Io, 
     ...(cacheFolder && { cacheFolder }),
     signal: io.signal,
     onProgress: (step) => progress.report(step),
+  };
+}
+
+/** What `openCheckpoint` takes, for commands that need no engine. */
+export function openOptions(cacheFolder: string | undefined, io: Io, progress: ProgressLine): OpenOptions {
+  return {
+    ...(cacheFolder && { cacheFolder }),
+    signal: io.signal,
+    onProgress: (step) => progress.report({ stage: "download", ...step }),
   };
 }
 
