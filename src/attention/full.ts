@@ -10,5 +10,6 @@ export const full = method({
   facts: "definition",
   rows: { prefill: false, lastPromptRow: false, decode: false },
   exact: {},
+  trials: [{ parameters: {}, uniform: true }],
   status: "holds",
 });

@@ -13,6 +13,7 @@ export type {
   ParameterCard,
   RowsTouched,
   ScopeInput,
+  Trial,
 } from "./method.js";
 export { method } from "./method.js";
 export type { AttentionRows, AttentionRowsOptions } from "./observers/attention-rows.js";

@@ -19,6 +19,13 @@ export interface RowsTouched {
   readonly decode: boolean;
 }
 
+/** Parameters of a test run. */
+export interface Trial {
+  readonly parameters: Readonly<Record<string, Value>>;
+  /** True where a decoded row gives what the same row of a prompt gives. */
+  readonly uniform?: boolean;
+}
+
 /** What a method says of itself. Only `name` has no default. */
 export interface CardFields {
   readonly name: string;
@@ -38,6 +45,8 @@ export interface CardFields {
   readonly deviations: readonly string[];
   /** Parameters at which it is full attention, or null where there are none. */
   readonly exact: Readonly<Record<string, Value>> | null;
+  /** Settings at which it acts on a text of a hundred tokens already: what the conformance suite runs. */
+  readonly trials: readonly Trial[];
   readonly status: "holds" | "not reproduced on nano" | "experimental";
   /** The effect measured here, in words with figures; "" where none is yet. */
   readonly measured: string;
@@ -116,6 +125,7 @@ const CARD_DEFAULTS: Omit<CardFields, "name"> = {
   facts: "",
   deviations: [],
   exact: null,
+  trials: [{ parameters: {} }],
   status: "experimental",
   measured: "",
 };

@@ -31,6 +31,8 @@ export interface PrefillOptions {
   readonly onLogits?: (firstRow: number, rows: number, logits: Float32Array) => void;
   /** Tokens that will be generated afterwards: memory is checked for them too. Default 0. */
   readonly reserve?: number;
+  /** Most rows of a piece. Default PIECE; tests take fewer. */
+  readonly pieceRows?: number;
   /** Layers to run (probes stop early); default all. */
   readonly layers?: number;
   readonly signal?: AbortSignal;
@@ -179,7 +181,7 @@ export class Engine {
       let logits: Float32Array | null = null;
       const total = ids.length;
       // pieces of like size: methods look at the last rows of the last one
-      const size = Math.ceil(total / Math.ceil(total / PIECE));
+      const size = Math.ceil(total / Math.ceil(total / (options.pieceRows ?? PIECE)));
       for (let first = 0; first < total; first += size) {
         const piece = ids.slice(first, first + size);
         const last = first + piece.length === total;

@@ -41,6 +41,10 @@ export const h2o = method({
   ],
   rows: { prefill: false, lastPromptRow: false, decode: true },
   exact: { heavy: 2 ** 30 },
+  trials: [
+    { parameters: { heavy: 12, recent: 12 } },
+    { parameters: { heavy: 12, recent: 12, variant: "mask" }, uniform: true },
+  ],
   status: "experimental",
   parameters,
   hooks: ["observe", "retain", "scores"],

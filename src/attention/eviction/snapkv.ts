@@ -37,6 +37,7 @@ export const snapkv = method({
   deviations: ["query heads that share keys and values share one set, chosen by the mean of their pooled scores"],
   rows: { prefill: false, lastPromptRow: false, decode: true },
   exact: { capacity: 2 ** 30 },
+  trials: [{ parameters: { capacity: 24, window: 8 } }, { parameters: { capacity: 1 / 4, window: 8, pool: "max" } }],
   status: "experimental",
   parameters,
   async retain(step: RetainStep, params) {

@@ -46,6 +46,12 @@ export const streamingLlm = method({
     "while decoding, tokens that left the window are freed sixteen at a time; they are never read",
   ],
   exact: { window: 2 ** 30 },
+  trials: [
+    { parameters: { window: 24 }, uniform: true },
+    { parameters: { window: 24, positions: "true" }, uniform: true },
+    { parameters: { window: 24, prompt: "masked" } },
+    { parameters: { window: 24, prompt: "dense" } },
+  ],
   status: "experimental",
   parameters,
   check(model, { positions }) {
