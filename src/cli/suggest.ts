@@ -14,7 +14,7 @@ export function editDistance(a: string, b: string): number {
 /** The known word that was probably meant, if any is near enough. */
 export function nearest(given: string, known: Iterable<string>): string | undefined {
   let best: string | undefined;
-  let bestDistance = Math.max(1, Math.floor(given.length / 3)) + 1;
+  let bestDistance = Math.max(1, Math.ceil(given.length / 3)) + 1;
   for (const word of known) {
     const distance = word.startsWith(given) && given.length > 1 ? 1 : editDistance(given, word);
     if (distance < bestDistance) {

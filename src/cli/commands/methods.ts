@@ -16,7 +16,7 @@ export const methods = command({
     const cards = listMethods();
     const chosen = name === undefined ? cards : [findCard(cards, name)];
     if (values.json) io.out(json(chosen, io.outTty));
-    else io.out(name === undefined ? list(chosen, io.columns) : chosen.map(show).join("\n"));
+    else io.out(name === undefined ? list(chosen, io.outTty ? io.columns : Number.POSITIVE_INFINITY) : chosen.map(show).join("\n"));
   },
 });
 
@@ -49,7 +49,7 @@ function show(card: Card): string {
     ["needs", card.needs],
     ["cost", card.cost],
     ["facts from", card.facts],
-    ["departs", card.deviations.join(" ")],
+    ["departs", card.deviations.join("; ")],
     ["exact at", exact ? JSON.stringify(exact) : "no parameters"],
     ["status", card.measured ? `${card.status}: ${card.measured}` : card.status],
   ];
