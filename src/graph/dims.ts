@@ -131,6 +131,18 @@ export function dimTerms(dim: Dim): { coefficient: number; symbols: string[] }[]
   }));
 }
 
+/** A dimension with symbols replaced by what they stand for; symbols that stand for nothing stay. */
+export function replaceSymbols(dim: Dim, meanings: ReadonlyMap<string, Dim>): Dim {
+  if (typeof dim === "number") return dim;
+  let sum: Dim = 0;
+  for (const { coefficient, symbols } of dimTerms(dim)) {
+    let product: Dim = coefficient;
+    for (const symbol of symbols) product = multiplyDims(product, meanings.get(symbol) ?? symbol);
+    sum = addDims(sum, product);
+  }
+  return sum;
+}
+
 /** Whether two dimensions may be the same: equal, or one of them unknown. */
 export function dimsAgree(a: Dim, b: Dim): boolean {
   return a === b || isUnknown(a) || isUnknown(b);

@@ -72,6 +72,9 @@ export class Emitter {
   private readonly initializers: TensorProto[] = [];
   private readonly values = new Map<Tensor, string>();
   private readonly known = new Map<string, string[]>();
+  /** Names that values may not be given: the graph's inputs and outputs, and constants. */
+  private readonly taken = new Set<string>();
+  private readonly remembered = new Map<string, unknown>();
   private readonly weights = new Map<string, WeightValue>();
   private readonly fed = new Set<Tensor>();
   /** Where a symbolic dimension can be read: a value and its axis. */
@@ -151,8 +154,7 @@ export class Emitter {
     const key = data.length <= 16 ? `constant ${dtype} ${shape.join("x")} ${data.join(" ")}` : undefined;
     const known = key === undefined ? undefined : this.known.get(key);
     if (known) return known[0];
-    const name = this.fresh("constant");
-    this.initializer(name, dtype, shape, data);
+    const name = this.initializer(this.fresh("constant"), dtype, shape, data);
     if (key !== undefined) this.known.set(key, [name]);
     return name;
   }
@@ -225,11 +227,8 @@ export class Emitter {
   weight(tensor: Tensor): WeightValue | undefined {
     if (tensor.op !== "parameter" || this.fed.has(tensor)) return undefined;
     const name = tensor.attrs.name as string;
-    const known = this.weights.get(name);
-    if (known) return known;
-    const { weights } = this.options;
-    if (!weights) throw missingWeight(name);
-    const value = weights.get(name);
+    const value = this.weights.get(name) ?? this.options.weights?.get(name);
+    if (!value) throw missingWeight(name);
     if (value.shape.length !== tensor.rank || value.shape.some((size, i) => size !== tensor.shape[i])) {
       throw new ShapeError("parameter", `the weight source has ${formatShape(value.shape)}`, [tensor]);
     }
@@ -243,14 +242,10 @@ export class Emitter {
     return typeof precision === "string" ? precision : precision(tensor.attrs.name as string);
   }
 
-  /** An initializer of any name, written once: `make` is called only the first time. */
-  once(name: string, dtype: DType, make: () => { data: TensorData; shape: readonly number[] }): string {
-    const known = this.known.get(`once ${name}`);
-    if (known) return known[0];
-    const { data, shape } = make();
-    this.initializer(name, dtype, shape, data);
-    this.known.set(`once ${name}`, [name]);
-    return name;
+  /** The result of `make` the first time; the same result every other time. */
+  remember<Value>(key: string, make: () => Value): Value {
+    if (!this.remembered.has(key)) this.remembered.set(key, make());
+    return this.remembered.get(key) as Value;
   }
 
   private parameterValue(tensor: Tensor): string {
@@ -260,15 +255,18 @@ export class Emitter {
     if (!isFloat(tensor.dtype)) {
       throw new ShapeError("parameter", "a parameter must be float32 or float16", [tensor]);
     }
-    return this.once(name, tensor.dtype, () => {
+    return this.remember(`parameter ${tensor.dtype} ${name}`, () => {
       const shape = tensor.shape as number[];
-      if (tensor.dtype === "float32") return { data: toFloats(value), shape };
+      if (tensor.dtype === "float32") return this.initializer(name, "float32", shape, toFloats(value));
       const stored = value.kind === "float" && value.data instanceof Uint16Array ? value.data : undefined;
-      return { data: stored ?? toTypedArray(toFloats(value), "float16"), shape };
+      return this.initializer(name, "float16", shape, stored ?? toTypedArray(toFloats(value), "float16"));
     });
   }
 
-  private initializer(name: string, dtype: DType, shape: readonly number[], data: TensorData): void {
+  /** Adds a constant, under this name if it is free, and returns its name. The array is not copied. */
+  initializer(wanted: string, dtype: DType, shape: readonly number[], data: TensorData): string {
+    const name = this.taken.has(wanted) ? this.fresh(wanted) : wanted;
+    this.taken.add(name);
     const count = shape.reduce((product, size) => product * size, 1);
     if (count !== data.length) {
       throw new FoveaError("bad-shape", `"${name}": ${data.length} numbers do not fill ${formatShape(shape)}`);
@@ -280,11 +278,16 @@ export class Emitter {
       });
     }
     this.initializers.push(tensorProto(name, dtype, shape, data));
+    return name;
   }
 
   private fresh(base: string): string {
-    this.counter++;
-    return `${base}_${this.counter}`;
+    let name: string;
+    do {
+      this.counter++;
+      name = `${base}_${this.counter}`;
+    } while (this.taken.has(name));
+    return name;
   }
 
   /** Emits everything between the cut and the outputs, and writes the file. */
@@ -302,6 +305,7 @@ export class Emitter {
 
   private write(cut: GraphCut, order: readonly Step[], inputs: readonly [string, Tensor][]): EmittedModel {
     const ports: Port[] = [];
+    for (const [name] of [...inputs, ...given(cut.outputs)]) this.taken.add(name);
     for (const [name, tensor] of inputs) {
       ports.push({ name, shape: tensor.shape, dtype: tensor.dtype });
       this.bind(tensor, name);
@@ -333,19 +337,18 @@ export class Emitter {
 
   /** Renames the values that are outputs; an output that is an input, a weight or a second name gets a copy. */
   private nameOutputs(cut: GraphCut, inputs: readonly Port[]): Port[] {
-    const fixed = new Set([...inputs.map(({ name }) => name), ...this.initializers.map(({ name }) => name ?? "")]);
+    const inputNames = new Set(inputs.map(({ name }) => name));
+    const constants = (): Set<string> => new Set(this.initializers.map(({ name }) => name ?? ""));
     const renamed = new Map<string, string>();
     const ports: Port[] = [];
     for (const [name, tensor] of given(cut.outputs)) {
-      if (inputs.some((port) => port.name === name)) {
+      if (inputNames.has(name)) {
         throw new FoveaError("bad-input", `"${name}" is the name of both an input and an output of the graph`, {
           hint: "give one of them another name",
         });
       }
       let value = this.value(tensor);
-      if (fixed.has(value) || this.initializers.some((proto) => proto.name === value) || renamed.has(value)) {
-        value = this.copy(value);
-      }
+      if (inputNames.has(value) || constants().has(value) || renamed.has(value)) value = this.copy(value);
       renamed.set(value, name);
       ports.push({ name, shape: tensor.shape, dtype: tensor.dtype });
     }

@@ -1,16 +1,19 @@
 export { type AttentionOptions, type AttentionResult, attention } from "./attention.js";
 export { type CompileOptions, compile, exportOnnx } from "./compile.js";
-export { addDims, type Dim, formatShape, multiplyDims, subtractDims } from "./dims.js";
+export { addDims, type Dim, dimsAgree, formatShape, multiplyDims, subtractDims } from "./dims.js";
 export { type DType, halfToFloat, halvesToFloats, type TensorData, toHalf } from "./dtype.js";
 export type { EmitOptions, GraphCut, Port, Precision } from "./emit.js";
+export { GraphFunction, graphFunction, type Substitution, substitute } from "./function.js";
 export type { Attributes, AttributeValue, Gradient, OpRow } from "./op.js";
 export { type OpName, ops } from "./ops.js";
 export { loadRuntime, type Provider, type Runtime, type RuntimeTensor } from "./runtime.js";
 export { type Feed, type Fetches, Segment } from "./segment.js";
 export { ShapeError } from "./shape.js";
 export {
+  type ConvOptions,
   concat,
   constant,
+  einsum,
   type GroupQueryAttentionOptions,
   input,
   type NestedNumbers,

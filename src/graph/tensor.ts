@@ -1,5 +1,14 @@
 import { FoveaError } from "../error.js";
-import { addDims, canonicalDim, type Dim, divideDims, formatShape, productOfDims, unknownDim } from "./dims.js";
+import {
+  addDims,
+  canonicalDim,
+  type Dim,
+  dimsAgree,
+  divideDims,
+  formatShape,
+  productOfDims,
+  unknownDim,
+} from "./dims.js";
 import { type DType, dtypeOf, type TensorData, toTypedArray } from "./dtype.js";
 import type { Attributes } from "./op.js";
 import { type OpName, ops } from "./ops.js";
@@ -14,6 +23,21 @@ export type NestedNumbers = number | boolean | readonly NestedNumbers[];
 /** Options of reductions. `keep` keeps the reduced axes with size 1 (default false). */
 export interface ReduceOptions {
   keep?: boolean;
+}
+
+/** Options of `conv`; lists have one number per convolved axis. */
+export interface ConvOptions {
+  bias?: Tensor;
+  /** Default all 1. */
+  strides?: readonly number[];
+  /** Default all 1. */
+  dilations?: readonly number[];
+  /** Zeros added before each axis (default none). */
+  before?: readonly number[];
+  /** Zeros added after each axis (default none). */
+  after?: readonly number[];
+  /** Default 1. */
+  groups?: number;
 }
 
 /** Which part of an axis to take. `start` and `end` may be negative (from the end); `end` is not included. */
@@ -291,6 +315,15 @@ export class Tensor {
   linear(weight: Tensor, bias?: Tensor): Tensor {
     return new Tensor("linear", bias ? [this, weight, bias] : [this, weight]);
   }
+  /**
+   * Convolution (cross-correlation, as everywhere in this field) over the axes after the first two: x [N, C, ...size],
+   * weight [M, C / groups, ...kernel], bias [M] -> [N, M, ...]. A causal convolution over T pads k - 1 before.
+   */
+  conv(weight: Tensor, options: ConvOptions = {}): Tensor {
+    const { bias, strides, dilations, before, after, groups = 1 } = options;
+    const inputs = bias ? [this, weight, bias] : [this, weight];
+    return new Tensor("conv", inputs, { strides, dilations, before, after, groups });
+  }
 
   // Layout.
   /** Permutes the axes; without arguments swaps the last two. */
@@ -329,6 +362,10 @@ export class Tensor {
   split(parts: number | readonly Dim[], axis = -1): Tensor[] {
     const place = normalizeAxis("split", this, axis);
     const sizes = typeof parts === "number" ? equalParts(this, place, parts) : parts;
+    const total = sizes.reduce<Dim>((sum, size) => addDims(sum, size), 0);
+    if (!dimsAgree(total, this.shape[place])) {
+      throw new ShapeError("split", `the parts ${formatShape(sizes)} do not add up to axis ${place}`, [this]);
+    }
     let start: Dim = 0;
     return sizes.map((size, i) => {
       const from = start;
@@ -524,6 +561,15 @@ export function concat(tensors: readonly Tensor[], axis: number): Tensor {
   if (tensors.length === 0) throw new FoveaError("bad-input", "concat: no tensors given");
   if (tensors.length === 1) return tensors[0];
   return new Tensor("concat", tensors, { axis: normalizeAxis("concat", tensors[0], axis) });
+}
+
+/**
+ * Einstein's sum: products summed over the letters that the result leaves out.
+ *
+ * @example einsum("thd,shd->hts", q, k)
+ */
+export function einsum(equation: string, ...tensors: Tensor[]): Tensor {
+  return new Tensor("einsum", tensors, { equation: equation.replace(/\s+/g, "") });
 }
 
 /** Puts tensors of one shape side by side along a new axis. */

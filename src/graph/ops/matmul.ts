@@ -1,7 +1,7 @@
-import { dimsAgree } from "../dims.js";
+import { addDims, type Dim, dimsAgree, isUnknown, unknownDim } from "../dims.js";
 import type { DType } from "../dtype.js";
 import type { Emitter } from "../emit.js";
-import { rows } from "../op.js";
+import { type Attributes, rows } from "../op.js";
 import { broadcast, needDType, needSameDim, ShapeError, sameDType } from "../shape.js";
 import type { Tensor } from "../tensor.js";
 import { toFloats } from "../weights.js";
@@ -49,7 +49,95 @@ export const matmulOps = rows({
       return bias ? product.add(bias) : product;
     },
   },
+  einsum: {
+    shape: (inputs, { equation }) => {
+      const dtype = sameDType("einsum", inputs);
+      needDType("einsum", inputs, FLOATS);
+      return { shape: einsumShape(equation as string, inputs), dtype };
+    },
+    onnx: ({ inputs, attrs }, emitter) =>
+      emitter.node(
+        "Einsum",
+        inputs.map((tensor) => emitter.value(tensor)),
+        { equation: attrs.equation as string },
+      ),
+  },
+  conv: {
+    shape: (inputs, attributes) => {
+      const [x, weight, bias] = inputs;
+      const dtype = sameDType("conv", inputs);
+      needDType("conv", inputs, FLOATS);
+      const groups = attributes.groups as number;
+      const channels = weight.shape[1];
+      if (x.rank < 3 || weight.rank !== x.rank || typeof channels !== "number") {
+        throw new ShapeError("conv", "x must be [N, C, ...size] and the weight [M, C / groups, ...kernel]", inputs);
+      }
+      needSameDim("conv", "channels", x.shape[1], channels * groups, inputs);
+      if (bias && (bias.rank !== 1 || !dimsAgree(bias.shape[0], weight.shape[0]))) {
+        throw new ShapeError("conv", `the bias must be [${weight.shape[0]}]`, inputs);
+      }
+      const sizes = x.shape.slice(2).map((size, i) => convSize(size, weight.shape[i + 2], attributes, i, inputs));
+      return { shape: [x.shape[0], weight.shape[0], ...sizes], dtype };
+    },
+    onnx: ({ inputs, attrs }, emitter) => {
+      const axes = inputs[0].rank - 2;
+      const list = (value: unknown, otherwise: number): number[] =>
+        (value as number[] | undefined) ?? new Array<number>(axes).fill(otherwise);
+      return emitter.node(
+        "Conv",
+        inputs.map((tensor) => emitter.value(tensor)),
+        {
+          strides: list(attrs.strides, 1),
+          dilations: list(attrs.dilations, 1),
+          pads: [...list(attrs.before, 0), ...list(attrs.after, 0)],
+          group: attrs.groups as number,
+        },
+      );
+    },
+  },
 });
+
+/** The size of a convolved axis. */
+function convSize(size: Dim, kernel: Dim, attributes: Attributes, i: number, inputs: readonly Tensor[]): Dim {
+  const at = (name: string, otherwise: number): number => (attributes[name] as number[] | undefined)?.[i] ?? otherwise;
+  if (typeof kernel !== "number") throw new ShapeError("conv", "the kernel's sizes must be numbers", inputs);
+  const reach = (kernel - 1) * at("dilations", 1) + 1;
+  const room = addDims(size, at("before", 0) + at("after", 0) - reach);
+  const stride = at("strides", 1);
+  if (typeof room === "number") {
+    if (room < 0) throw new ShapeError("conv", `a kernel that reaches over ${reach} does not fit`, inputs);
+    return Math.floor(room / stride) + 1;
+  }
+  return stride === 1 && !isUnknown(size) ? addDims(room, 1) : unknownDim();
+}
+
+function einsumShape(equation: string, inputs: readonly Tensor[]): Dim[] {
+  const match = /^([a-zA-Z]*(?:,[a-zA-Z]*)*)->([a-zA-Z]*)$/.exec(equation);
+  const terms = match?.[1].split(",");
+  if (!match || !terms || terms.length !== inputs.length) {
+    throw new ShapeError(
+      "einsum",
+      `"${equation}" is not an equation such as "td,sd->ts" with one term per tensor`,
+      inputs,
+    );
+  }
+  const sizes = new Map<string, Dim>();
+  terms.forEach((letters, i) => {
+    const { shape, rank } = inputs[i];
+    if (letters.length !== rank)
+      throw new ShapeError("einsum", `"${letters}" names ${letters.length} axes`, [inputs[i]]);
+    [...letters].forEach((letter, axis) => {
+      const known = sizes.get(letter);
+      if (known !== undefined) needSameDim("einsum", `axis ${letter}`, known, shape[axis], inputs);
+      if (known === undefined || isUnknown(known)) sizes.set(letter, shape[axis]);
+    });
+  });
+  return [...match[2]].map((letter) => {
+    const size = sizes.get(letter);
+    if (size === undefined) throw new ShapeError("einsum", `${letter} of the result stands in no term`, inputs);
+    return size;
+  });
+}
 
 /** x Wᵀ + b in floats: Gemm reads the weight as it lies, so a two-dimensional x needs no transposed copy. */
 function floatLinear({ inputs: [x, weight, bias] }: Tensor, emitter: Emitter): string {
@@ -65,9 +153,10 @@ function floatLinear({ inputs: [x, weight, bias] }: Tensor, emitter: Emitter): s
 function transposed(weight: Tensor, emitter: Emitter): string {
   const value = weight.dtype === "float32" ? emitter.weight(weight) : undefined;
   if (!value) return emitter.node("Transpose", [emitter.value(weight)], { perm: [1, 0] });
-  return emitter.once(`${weight.name}.transposed`, "float32", () => {
+  const name = `${weight.name}.transposed`;
+  return emitter.remember(name, () => {
     const [N, K] = weight.shape as number[];
-    return { data: transpose(toFloats(value), N, K), shape: [K, N] };
+    return emitter.initializer(name, "float32", [K, N], transpose(toFloats(value), N, K));
   });
 }
 
