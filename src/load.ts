@@ -1,4 +1,4 @@
-import { resolve as resolveMethods } from "./attention/index.js";
+import { methodString, resolve as resolveMethods } from "./attention/index.js";
 import type { LoadOptions, Model } from "./engine/api.js";
 import {
   type Connection,
@@ -145,12 +145,19 @@ async function startWorker(name: string, options: HostOptions): Promise<Connecti
     call: async (operation, args, callOptions) => {
       if (running++ === 0) keepAlive(true);
       try {
-        return await connection.call(operation, args, callOptions);
+        return await connection.call(operation, named(args), callOptions);
       } finally {
         if (--running === 0) keepAlive(false);
       }
     },
   };
+}
+
+/** Arguments whose methods are strings: functions do not cross into the worker. */
+function named<A extends object>(args: A): A {
+  if (!("methods" in args)) return args;
+  const methods = args.methods as MethodList;
+  return { ...args, methods: methods.map((m) => (typeof m === "string" ? m : methodString(m))) };
 }
 
 /** The worker's script: beside this one when built; of the build when this runs as source. */

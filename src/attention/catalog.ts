@@ -3,7 +3,7 @@ import { FoveaError } from "../error.js";
 import { h2o } from "./eviction/h2o.js";
 import { snapkv } from "./eviction/snapkv.js";
 import { full } from "./full.js";
-import type { Card, MethodFactory } from "./method.js";
+import { type Card, cardOf, type MethodFactory } from "./method.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
 import { didYouMean, parseMethods } from "./string.js";
 
@@ -38,6 +38,23 @@ export function resolve(input: MethodsInput, methods: ReadonlyMap<string, AnyMet
       );
     return found.from(params);
   });
+}
+
+/**
+ * The string by which an attached method can be had in another thread: functions do not cross, names of the catalog do.
+ * Throws `unsupported` for a method that the catalog does not have.
+ */
+export function methodString(attached: AttachedMethod): string {
+  const card = cardOf(attached);
+  if (!card || catalog.get(attached.name)?.card !== card)
+    throw new FoveaError(
+      "unsupported",
+      `${attached.name} is a method of your own, and the engine runs in another thread`,
+      {
+        hint: "load the model with { worker: false }",
+      },
+    );
+  return attached.spec;
 }
 
 /** The catalog as `fovea methods` prints it. */

@@ -1,5 +1,5 @@
 export type { AnyMethod, MethodsInput } from "./catalog.js";
-export { catalog, listMethods, resolve } from "./catalog.js";
+export { catalog, listMethods, methodString, resolve } from "./catalog.js";
 export { h2o } from "./eviction/h2o.js";
 export { snapkv } from "./eviction/snapkv.js";
 export { full } from "./full.js";
@@ -15,7 +15,7 @@ export type {
   ScopeInput,
   Trial,
 } from "./method.js";
-export { method } from "./method.js";
+export { cardOf, method } from "./method.js";
 export type { AttentionRows, AttentionRowsOptions } from "./observers/attention-rows.js";
 export { attentionRows } from "./observers/attention-rows.js";
 export type { HeadTable, RowChoice } from "./observers/head-table.js";

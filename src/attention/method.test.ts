@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { z } from "zod";
 import type { AttentionStep, HeadsStep, LogBias, ModelShape, Rows } from "../engine/hooks.js";
 import { FoveaError } from "../error.js";
-import { catalog, listMethods, resolve } from "./catalog.js";
+import { catalog, listMethods, methodString, resolve } from "./catalog.js";
 import { full } from "./full.js";
 import { type MethodFactory, method } from "./method.js";
 import { PlainLayer } from "./plain.js";
@@ -186,6 +186,15 @@ describe("the catalog", () => {
       expect(resolve(scoped.spec)[0].spec).toBe(scoped.spec);
       expect(scoped.hooks.layers).toEqual([-1, 0, 1, 2]);
     }
+  });
+
+  it("names its own methods for another thread, and no others", () => {
+    expect(methodString(streamingLlm({ window: 9 }))).toBe(
+      "streaming-llm(sinks=4,window=9,positions=rank,prompt=stream)",
+    );
+    const own = method({ name: "streaming-llm" })();
+    expect(failure(() => methodString(own)).hint).toMatch(/worker: false/);
+    expect(failure(() => methodString({ ...streamingLlm() })).code).toBe("unsupported");
   });
 
   it("has a full card for each", () => {

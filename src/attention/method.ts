@@ -159,6 +159,12 @@ const TABLE_NAME: globalThis.Partial<Record<(typeof INLINE)[number], HookName>> 
 };
 
 const NO_PARAMETERS = z.object({});
+const cards = new WeakMap<AttachedMethod, Card>();
+
+/** The card of the method that an attached one was made by; undefined for one put together by hand. */
+export function cardOf(attached: AttachedMethod): Card | undefined {
+  return cards.get(attached);
+}
 
 /**
  * Defines a method: a card, parameters as a zod object (schemas that check and default, and do not transform), and
@@ -210,13 +216,15 @@ export function method<S extends z.ZodObject = typeof NO_PARAMETERS, State = unk
       "create" in definition ? (definition.create(params, scope) as Hooks) : bindHooks(definition, inline, params);
     const limited = scope.heads ? limitToHeads(made, scope.heads) : made;
     const { check } = definition;
-    return {
+    const attached: AttachedMethod = {
       name,
       spec: printMethods([{ name, params: specValues(card, keys, params, scope) }]),
       hooks: withLayers(limited, scope),
       ...(scope.layers || scope.heads ? { scope } : {}),
       ...(check ? { check: (model: ModelShape) => check(model, params) } : {}),
     };
+    cards.set(attached, card);
+    return attached;
   };
   const factory = (parameters: Readonly<Record<string, unknown>> = {}) => from(parameters);
   return Object.assign(factory, { card, from }) as MethodFactory<S>;
