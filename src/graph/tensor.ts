@@ -43,11 +43,11 @@ export interface ConvOptions {
 /** Which part of an axis to take. `start` and `end` may be negative (from the end); `end` is not included. */
 export interface SliceOptions {
   axis: number;
-  /** Default 0. A symbolic dimension is computed at run time. */
+  /** Default: the first (with a negative step the last). A symbolic dimension is computed at run time. */
   start?: Dim;
   /** Default: to the end. */
   end?: Dim;
-  /** Default 1. Negative steps walk backwards (start and end are then the first taken and the last not taken). */
+  /** Default 1. Negative steps walk backwards. */
   step?: number;
 }
 
@@ -350,7 +350,7 @@ export class Tensor {
     return this.unary("squeeze", { axes: sorted });
   }
   /** A part of one axis. With a symbolic size, `start` and `end` are taken to lie within it. */
-  slice({ axis, start = 0, end, step = 1 }: SliceOptions): Tensor {
+  slice({ axis, start, end, step = 1 }: SliceOptions): Tensor {
     return this.unary("slice", { axis: normalizeAxis("slice", this, axis), start, end, step });
   }
   /** One place of an axis, which is dropped. */
