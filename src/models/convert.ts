@@ -69,7 +69,7 @@ async function toGguf(from: ConvertSource, path: string, options: ConvertOptions
   const description = ggufFromConfig(config);
   const metadata: Record<string, GgufValue> = {
     ...Object.fromEntries(description.metadata),
-    "general.name": { type: "string", value: from.name.replace(/^.*[/\\]/, "") },
+    "general.name": { type: "string", value: safeName(from) },
     "general.file_type": { type: "u32", value: { f32: 0, f16: 1, q8_0: 7 }[type] },
     "general.quantization_version": { type: "u32", value: 2 },
     ...tokenizerToGguf(from.tokenizer, { vocabSize: config.vocab, chatTemplate: from.chatTemplate }),
@@ -83,6 +83,16 @@ async function toGguf(from: ConvertSource, path: string, options: ConvertOptions
   for (const tensor of fileTensors(config, "gguf")) tensors.push(toWrite(tensor, ggufType(tensor, type), from));
   await writeGguf(path, { metadata, tensors: watched(tensors, options) });
   return result(path, "gguf", tensors);
+}
+
+/**
+ * The model's name for people. llama.cpp reads it too: a name like "phi-3" makes it look up tokens of that model's
+ * vocabulary, and it cannot load a file that lacks them.
+ */
+function safeName({ name, tokenizer }: ConvertSource): string {
+  const last = name.replace(/^.*[/\\]/, "");
+  const complete = ["<unk>", "<s>", "<|endoftext|>"].every((token) => tokenizer.id(token) !== undefined);
+  return /phi-?3/i.test(last) && !complete ? "model" : last;
 }
 
 /** The type of one tensor in a GGUF file: what llama.cpp adds or looks up position by position stays float32. */

@@ -469,6 +469,7 @@ const GEMMA3: Family = {
     const rotary = config.rotary && {
       ...config.rotary,
       localBase: f.number("gemma3.rope.freq_base_swa", LIMITS.base, 10000),
+      localScaling: { type: "default" } as const,
       localLayers: config.attention.windowLayers,
     };
     const finalSoftcap = f.optionalNumber("gemma3.final_logit_softcapping", LIMITS.cap);

@@ -149,7 +149,7 @@ function rotaryFromGguf(
         attention: attention ?? longropeAttention(scale, original),
       };
     }
-    if (factors.all) return asLlama3(base, dims, factors.all, original) ?? { type: "factors", factors: factors.all };
+    if (factors.all) return asLlama3(base, dims, factors.all) ?? { type: "factors", factors: factors.all };
     // Files of 2023 say scale_linear and no type.
     const factor = f.number(
       key("scaling.factor"),
@@ -175,15 +175,19 @@ function rotaryFromGguf(
   return { base, dims, interleaved: false, scaling: scaling() };
 }
 
-/** Recognises the divisors of Llama 3's scaling, so that they go back into config.json under their own name. */
-function asLlama3(base: number, dims: number, factors: readonly number[], original: number): RotaryScaling | undefined {
+/**
+ * Recognises the divisors of Llama 3's scaling, so that they go back into config.json under their own name. Its low and
+ * high frequency factors are 1 and 4 in every published model; the rest is solved for.
+ */
+function asLlama3(base: number, dims: number, factors: readonly number[]): RotaryScaling | undefined {
   const factor = Math.max(...factors);
-  for (const length of new Set([8192, original])) {
-    const scaling = { type: "llama3", factor, original: length, lowFrequency: 1, highFrequency: 4 } as const;
-    const expected = llama3Factors(base, dims, scaling);
-    if (expected.every((x, i) => Math.abs(x - factors[i]) <= 1e-4 * x)) return scaling;
-  }
-  return undefined;
+  const between = factors.findIndex((x) => x > 1.001 && x < factor * 0.999);
+  if (between === -1) return undefined;
+  const smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor);
+  const original = Math.round(2 * Math.PI * base ** ((2 * between) / dims) * (3 * smooth + 1));
+  const scaling = { type: "llama3", factor, original, lowFrequency: 1, highFrequency: 4 } as const;
+  const expected = llama3Factors(base, dims, scaling);
+  return expected.every((x, i) => Math.abs(x - factors[i]) <= 1e-4 * x) ? scaling : undefined;
 }
 
 /** Llama 3's scaling as divisors of the frequencies, [dims / 2]. */

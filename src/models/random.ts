@@ -26,7 +26,7 @@ const SMALL: Readonly<Record<FamilyName, { sizes?: RandomSizes; fields?: Record<
   qwen3: { sizes: { headDim: 32 }, fields: { rope_theta: 1000000, tie_word_embeddings: true } },
   gemma2: {
     sizes: { headDim: 32 },
-    fields: { query_pre_attn_scalar: 32, sliding_window: 6, attn_logit_softcapping: 3, final_logit_softcapping: 6 },
+    fields: { query_pre_attn_scalar: 32, sliding_window: 6, attn_logit_softcapping: 3, final_logit_softcapping: 8 },
   },
   gemma3: { sizes: { layers: 7, headDim: 32 }, fields: { query_pre_attn_scalar: 32, sliding_window: 6 } },
   phi3: {},
@@ -113,7 +113,9 @@ function distribution(
   const fan = columns ** -0.5;
   switch (kind) {
     case "embed":
-      return { mean: 0, spread: config.tiedEmbeddings ? 3 * fan : 1 / config.embeddingScale };
+      // Scaled up, the embedding drowns the branches, and a tied head then only repeats the last token.
+      if (config.embeddingScale !== 1) return { mean: 0, spread: 2 * fan };
+      return { mean: 0, spread: config.tiedEmbeddings ? 3 * fan : 1 };
     case "embed_positions":
       return { mean: 0, spread: config.tiedEmbeddings ? 3 * fan : 1 };
     case "head":
