@@ -32,7 +32,7 @@ const SMALL = 50e6;
  */
 export async function load(name: string, options: LoadOptions = {}): Promise<Model> {
   checkAbort(options.signal);
-  const checkpoint = await openCheckpoint(name, options);
+  const checkpoint = await openCheckpoint(name, openOptions(options));
   const full = await hostOptions(checkpoint, options);
   const { config, tokenizer, chatTemplate } = checkpoint;
   let connection: Connection;
@@ -44,6 +44,11 @@ export async function load(name: string, options: LoadOptions = {}): Promise<Mod
   }
   const info = await connection.call("info", { methods: [] });
   return createModel({ connection, config, tokenizer, chatTemplate, info, methods: [] });
+}
+
+/** What opening a checkpoint needs of the load options. */
+export function openOptions({ cacheFolder, signal, onProgress }: LoadOptions): Parameters<typeof openCheckpoint>[1] {
+  return { cacheFolder, signal, onProgress: (progress) => onProgress?.({ stage: "download", ...progress }) };
 }
 
 /** Options with everything decided: what the machine has, what the checkpoint suggests. */

@@ -1,6 +1,6 @@
 import { type Port, plainError, serve } from "./engine/connection.js";
 import { Host, type HostOptions } from "./engine/host.js";
-import { resolveList, type WorkerMessage } from "./load.js";
+import { openOptions, resolveList, type WorkerMessage } from "./load.js";
 import { openCheckpoint } from "./models/index.js";
 
 /** The engine's own thread: loads one checkpoint, then answers calls. */
@@ -16,7 +16,7 @@ async function start(port: Port): Promise<void> {
     const message = raw as LoadMessage;
     if (message.kind !== "load") return;
     const options: HostOptions = { ...message.options, onProgress: (progress) => say({ kind: "progress", progress }) };
-    openCheckpoint(message.name, options)
+    openCheckpoint(message.name, openOptions(options))
       .then((checkpoint) => Host.create(checkpoint, options, resolveList))
       .then((host) => {
         serve(host, port);

@@ -20,7 +20,7 @@ import type {
 import { isPartial } from "./hooks.js";
 import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, type QueryRows } from "./key-source.js";
 import type { MechanismRunner } from "./mechanism.js";
-import { PagedKeys } from "./paged-keys.js";
+import { cacheView, PagedKeys } from "./paged-keys.js";
 import { RotaryTable, rotate } from "./rotary.js";
 
 /** What attention needs of a sequence. */
@@ -345,15 +345,6 @@ function windowEntries(cache: ReturnType<Cache["layer"]>, kvHeads: number, posit
     while (first < positions.length && position - positions[first] >= window) first++;
     return { ranges: [[first, positions.length]] as [number, number][] };
   });
-}
-
-function cacheView(cache: ReturnType<Cache["layer"]>): KeyView {
-  return {
-    length: (h) => cache.length(h),
-    positions: (h) => cache.positions(h),
-    keys: (h) => cache.read(h).k,
-    values: (h) => cache.read(h).v,
-  };
 }
 
 /**

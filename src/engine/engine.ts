@@ -130,7 +130,7 @@ export class Engine {
         `the model's weights need ${megabytes(weightBytes)} as ${options.precision}; the limit is ${megabytes(options.memory)}`,
         { hint: "raise the memory limit, or load with a smaller precision" },
       );
-    const pool = await CachePool.create({
+    const pool = new CachePool({
       layers: shapes.map((s) => ({ kvHeads: s.kvHeads, keyDim: s.keyDim, valueDim: s.valueDim })),
       type: options.cache ?? "int8",
       threads: options.threads,
@@ -253,7 +253,7 @@ export class Engine {
       await this.#fused.release();
       await this.#mechanisms.release();
     });
-    await this.pool.close();
+    this.pool.close();
   }
 
   #checkRoom(sequence: Sequence, rows: number, reserve: number): void {
@@ -333,7 +333,7 @@ export class Engine {
     ) => this.#edit(hook, name, sequence, { layer, phase, positions, first, count, offset, total }, x);
 
     let x: Float32Array = this.#embedding.rows(ids, positions);
-    let next = new Float32Array(rows * width);
+    let next: Float32Array = new Float32Array(rows * width);
     edit(composed.embeddings, "embeddings", 0, x, 0, rows);
     const q = new Float32Array(rows * heads * headDim);
     const k = new Float32Array(rows * kvHeads * headDim);

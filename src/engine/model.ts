@@ -1,5 +1,6 @@
 import { FoveaError } from "../error.js";
-import { type ChatTemplate, type ModelConfig, renderChat, type Tokenizer } from "../models/index.js";
+import { createChatTemplate, templateTokens } from "../models/chat.js";
+import type { ModelConfig, Tokenizer } from "../models/index.js";
 import type {
   AttentionMap,
   GenerateOptions,
@@ -28,7 +29,8 @@ export interface ModelParts {
   readonly connection: Connection;
   readonly config: ModelConfig;
   readonly tokenizer: Tokenizer;
-  readonly chatTemplate?: ChatTemplate;
+  /** Jinja source of the chat format. */
+  readonly chatTemplate?: string;
   readonly info: ModelInfo;
   readonly methods: MethodList;
 }
@@ -75,11 +77,13 @@ class ConnectedModel implements Model {
           hint: "give a plain text, or a checkpoint whose tokenizer_config.json has a chat_template",
         },
       );
-    const messages = input.map(({ role, content }) => ({
-      role,
-      content: typeof content === "string" ? content : content.join("\n\n"),
-    }));
-    const { text } = renderChat(chatTemplate, messages, { addGenerationPrompt: options.generation ?? true });
+    const template = createChatTemplate(chatTemplate, templateTokens(tokenizer.files.config));
+    const { text } = template.render(
+      input.map(({ role, content }) => ({ role, content })),
+      {
+        addGenerationPrompt: options.generation ?? true,
+      },
+    );
     // the template writes BOS itself where the model wants one
     const { ids, offsets } = tokenizer.encode(text, { special: options.special ?? false });
     return new TokenizedPrompt(text, ids, offsets);
