@@ -1,0 +1,238 @@
+import { afterAll, describe, expect, it } from "vitest";
+import { type AttendRequest, type Cache, CachePool, type CacheType } from "./cache.js";
+import type { Entries, LogBias } from "./hooks.js";
+
+/** Numbers from a small generator, normally distributed. */
+function random(seed: number) {
+  let state = seed >>> 0 || 1;
+  const uniform = () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return (state + 0.5) / 2 ** 32;
+  };
+  const normal = () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform());
+  return {
+    uniform,
+    integer: (n: number) => Math.floor(uniform() * n),
+    array: (n: number, scale = 1) => Float32Array.from({ length: n }, () => normal() * scale),
+  };
+}
+
+function selected(entries: Entries, live: number): Uint8Array {
+  const mask = new Uint8Array(live);
+  if (entries === "all") return mask.fill(1);
+  if ("ranges" in entries) for (const [a, b] of entries.ranges) mask.fill(1, Math.max(0, a), Math.min(live, b));
+  else if ("pages" in entries) for (const p of entries.pages) mask.fill(1, p * 16, Math.min(live, p * 16 + 16));
+  else for (const t of entries.tokens) mask[t] = 1;
+  return mask;
+}
+
+/** Attention by its definition over what `read` gives. */
+function plain(cache: Cache, request: AttendRequest) {
+  const layer = cache.layer(0);
+  const { kvHeads, keyDim, valueDim } = layer.shape;
+  const { rows, q, scale, softcap, sink, bias, window } = request;
+  const heads = q.length / rows / keyDim;
+  const group = heads / kvHeads;
+  const n = layer.keys;
+  const logits = new Float32Array(rows * heads * n).fill(Number.NEGATIVE_INFINITY);
+  const out = new Float32Array(rows * heads * valueDim);
+  const lse = new Float32Array(rows * heads).fill(Number.NEGATIVE_INFINITY);
+  const [from, to] = request.heads ?? [0, kvHeads];
+  for (let g = from; g < to; g++) {
+    const { k, v } = layer.read(g);
+    const live = layer.length(g);
+    const positions = layer.positions(g);
+    const entries = request.entries ?? "all";
+    const mask = selected(Array.isArray(entries) ? (entries as Entries[])[g] : (entries as Entries), live);
+    for (let r = 0; r < rows; r++)
+      for (let j = 0; j < group; j++) {
+        const h = g * group + j;
+        const at = (r * heads + h) * n;
+        const position = layer.seen - rows + r;
+        for (let i = 0; i < live; i++) {
+          if (!mask[i] || (rows > 1 && i >= live - rows + r + 1)) continue;
+          if (window && position - positions[i] >= window) continue;
+          let s = 0;
+          for (let d = 0; d < keyDim; d++) s += q[(r * heads + h) * keyDim + d] * k[i * keyDim + d];
+          s *= scale;
+          if (softcap) s = softcap * Math.tanh(s / softcap);
+          if (bias) {
+            const b = bias.heads === heads ? h : bias.heads === 1 ? 0 : g;
+            const width = bias.data.length / (bias.heads * Math.max(1, bias.rows));
+            s += bias.data[(b * Math.max(1, bias.rows) + (bias.rows ? r : 0)) * width + i];
+          }
+          logits[at + i] = s;
+        }
+        const row = logits.subarray(at, at + n);
+        let max = sink ? sink[h] : Number.NEGATIVE_INFINITY;
+        for (const s of row) max = Math.max(max, s);
+        if (max === Number.NEGATIVE_INFINITY) continue;
+        let sum = sink ? Math.exp(sink[h] - max) : 0;
+        const acc = new Float64Array(valueDim);
+        for (let i = 0; i < live; i++) {
+          const p = Math.exp(row[i] - max);
+          sum += p;
+          for (let d = 0; d < valueDim; d++) acc[d] += p * v[i * valueDim + d];
+        }
+        lse[r * heads + h] = max + Math.log(sum);
+        for (let d = 0; d < valueDim; d++) out[(r * heads + h) * valueDim + d] = acc[d] / sum;
+      }
+  }
+  return { logits, out, lse };
+}
+
+function difference(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  expect(a.length).toBe(b.length);
+  let worst = 0;
+  for (let i = 0; i < a.length; i++) {
+    if (a[i] === b[i]) continue;
+    const d = Math.abs(a[i] - b[i]);
+    if (!(d <= worst)) worst = d;
+  }
+  return worst;
+}
+
+const pools: CachePool[] = [];
+function pool(type: CacheType, kvHeads: number, keyDim: number, valueDim = keyDim, threads = 1, layers = 1): CachePool {
+  const p = new CachePool({ layers: Array(layers).fill({ kvHeads, keyDim, valueDim }), type, threads });
+  pools.push(p);
+  return p;
+}
+afterAll(() => {
+  for (const p of pools) p.close();
+});
+
+function filled(p: CachePool, n: number, seed = 1): Cache {
+  const { kvHeads, keyDim, valueDim } = p.layers[0];
+  const r = random(seed);
+  const cache = p.create();
+  cache.layer(0).append(r.array(n * kvHeads * keyDim), r.array(n * kvHeads * valueDim), n);
+  return cache;
+}
+
+function check(cache: Cache, request: AttendRequest, tolerance = 1e-4) {
+  const layer = cache.layer(0);
+  const heads = request.q.length / request.rows / layer.shape.keyDim;
+  const out = new Float32Array(request.rows * heads * layer.shape.valueDim);
+  const lse = new Float32Array(request.rows * heads);
+  layer.attend(request, out, lse);
+  const want = plain(cache, request);
+  expect(difference(lse, want.lse)).toBeLessThan(tolerance);
+  expect(difference(out, want.out)).toBeLessThan(tolerance);
+  if (!request.sink) {
+    // queries are rounded to 15 bits for int8 keys: the error goes with the size of the logits
+    const size = want.logits.reduce((m, x) => (Number.isFinite(x) ? Math.max(m, Math.abs(x)) : m), 1);
+    expect(difference(layer.scores(request), want.logits)).toBeLessThan(tolerance * size);
+  }
+  return { out, lse };
+}
+
+for (const type of ["float32", "int8"] as const) {
+  describe(`${type} cache`, () => {
+    it.each([8, 64, 80, 96, 128, 256, 20])("attends with head dimension %i", (dim) => {
+      const cache = filled(pool(type, 2, dim), 300);
+      for (const rows of [1, 3]) check(cache, { q: random(2).array(rows * 6 * dim), rows, scale: dim ** -0.5 });
+      cache.release();
+    });
+
+    it.each([1, 2, 3, 4, 5, 6, 7, 8, 11])("attends with %i query heads a KV head", (group) => {
+      const cache = filled(pool(type, 2, 64), 1100);
+      check(cache, { q: random(3).array(2 * group * 64), rows: 1, scale: 0.125 });
+      cache.release();
+    });
+
+    it("applies soft-cap, bias, sink and window", () => {
+      const cache = filled(pool(type, 2, 64, 32), 333);
+      const r = random(4);
+      const q = r.array(4 * 6 * 64);
+      const scale = 0.125;
+      const sink = r.array(6);
+      const bias = (heads: number, rows: number): LogBias => ({
+        data: r.array(heads * Math.max(1, rows) * 333),
+        heads,
+        rows,
+      });
+      const one = q.subarray(0, 6 * 64);
+      check(cache, { q: one, rows: 1, scale, softcap: 5 });
+      check(cache, { q: one, rows: 1, scale, sink });
+      check(cache, { q: one, rows: 1, scale, window: 40 });
+      for (const heads of [1, 2, 6]) check(cache, { q: one, rows: 1, scale, bias: bias(heads, 0) });
+      for (const heads of [1, 2, 6])
+        check(cache, { q, rows: 4, scale, bias: bias(heads, 4), window: 100, softcap: 20 });
+      cache.release();
+    });
+
+    it("reads ranges, pages and tokens only", () => {
+      const cache = filled(pool(type, 2, 64), 400);
+      const q = random(5).array(6 * 64);
+      const request = { q, rows: 1, scale: 0.125 };
+      check(cache, {
+        ...request,
+        entries: {
+          ranges: [
+            [0, 4],
+            [2, 9],
+            [390, 500],
+          ],
+        },
+      });
+      check(cache, { ...request, entries: { pages: Int32Array.of(24, 3, 7) } });
+      check(cache, { ...request, entries: { tokens: Int32Array.of(5, 399, 17, 16, 18, 200) } });
+      check(cache, { ...request, entries: [{ ranges: [] }, { tokens: Int32Array.of(1) }] });
+      check(cache, { ...request, heads: [1, 2] });
+      cache.release();
+    });
+
+    it("gives the same bits whatever the number of threads", () => {
+      const q = random(6).array(6 * 64);
+      const results = [1, 2, 3].map((threads) => {
+        const cache = filled(pool(type, 2, 64, 64, threads), 5000);
+        const out = new Float32Array(6 * 64);
+        const lse = new Float32Array(6);
+        for (let i = 0; i < 20; i++) cache.layer(0).attend({ q, rows: 1, scale: 0.125 }, out, lse);
+        cache.release();
+        return [...out, ...lse];
+      });
+      expect(results[1]).toEqual(results[0]);
+      expect(results[2]).toEqual(results[0]);
+    });
+
+    it("stores the same in pieces as whole", () => {
+      const p = pool(type, 2, 64);
+      const r = random(7);
+      const n = 200;
+      const k = r.array(n * 2 * 64);
+      const v = r.array(n * 2 * 64);
+      const whole = p.create();
+      whole.layer(0).append(k, v, n);
+      const pieces = p.create();
+      for (let at = 0; at < n; ) {
+        const rows = Math.min(n - at, 1 + r.integer(40));
+        pieces.layer(0).append(k.subarray(at * 128, (at + rows) * 128), v.subarray(at * 128, (at + rows) * 128), rows);
+        at += rows;
+      }
+      for (const h of [0, 1]) expect(pieces.layer(0).read(h)).toEqual(whole.layer(0).read(h));
+      const last = whole.layer(0).read(1);
+      for (let i = 0; i < 64; i++) expect(last.k[199 * 64 + i]).toBe(k[(199 * 2 + 1) * 64 + i]);
+    });
+
+    it("sums values under any weights", () => {
+      const cache = filled(pool(type, 2, 64, 24), 1200);
+      const layer = cache.layer(0);
+      const rows = 2;
+      const w = random(8).array(rows * 6 * 1200);
+      const out = layer.sum(w, rows);
+      const want = new Float32Array(rows * 6 * 24);
+      for (let h = 0; h < 6; h++) {
+        const { v } = layer.read(Math.floor(h / 3));
+        for (let r = 0; r < rows; r++)
+          for (let d = 0; d < 24; d++) {
+            let s = 0;
+            for (let i = 0; i < 1200; i++) s += w[(r * 6 + h) * 1200 + i] * v[i * 24 + d];
+            want[(r * 6 + h) * 24 + d] = s;
+          }
+      }
+      expect(difference(out, want)).toBeLessThan(0.01); // sums of 1200 terms of size 1
+    });
+  });
+}

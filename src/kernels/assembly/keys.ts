@@ -1,0 +1,382 @@
+import { CODE_ROW, LOGIT_ROW, QUERY_ROW as ROW, S_CODES, S_LOGITS, S_QUERY, S_QUERY_SCALED } from "./layout";
+import { bf16High, bf16Low, dotAdd, mulAdd } from "./math";
+
+// A page of int8 keys: codes i8 [D/2][16 tokens][2 channels], middle bf16 [D], step bf16 [D]; key = middle + step * code.
+// A page of float32 keys: f32 [D][16 tokens].
+
+/** Widens `largest` [D] to the page's steps. */
+export function maxSteps(page: usize, dim: i32, largest: usize): void {
+  let from = page + <usize>(dim * 18);
+  const end = from + <usize>(dim * 2);
+  while (from < end) {
+    const s = v128.load(from);
+    v128.store(largest, f32x4.pmax(v128.load(largest), bf16Low(s)));
+    v128.store(largest, f32x4.pmax(v128.load(largest, 16), bf16High(s)), 16);
+    from += 16;
+    largest += 32;
+  }
+}
+
+/** Rounds a float below 2^15 to an integer in the low bits of its lane (with the magic's bits above). */
+// @ts-ignore: decorator
+@inline
+function rounded(x: v128): v128 {
+  return i32x4.sub(f32x4.add(x, f32x4.splat(12582912.0)), i32x4.splat(0x4b400000));
+}
+
+// @ts-ignore: decorator
+@inline
+function codesOf(query: usize, codes: usize, offset: v128, m0: v128, m1: v128, s0: v128, s1: v128): v128 {
+  const a = rounded(f32x4.mul(v128.load(query, S_QUERY_SCALED), s0));
+  const b = rounded(f32x4.mul(v128.load(query, S_QUERY_SCALED + 16), s1));
+  v128.store(codes, i16x8.narrow_i32x4_s(a, b));
+  return mulAdd(mulAdd(offset, v128.load(query, S_QUERY), m0), v128.load(query, S_QUERY + 16), m1);
+}
+
+// @ts-ignore: decorator
+@inline
+function sum4(x: v128): v128 {
+  const y = f32x4.add(x, v128.shuffle<u32>(x, x, 2, 3, 0, 1));
+  return f32x4.add(y, v128.shuffle<u32>(y, y, 1, 0, 3, 2));
+}
+
+// @ts-ignore: decorator
+@inline
+function logits(acc: v128, scale: v128, offset: v128): v128 {
+  return f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(acc), scale), offset);
+}
+
+/**
+ * Logits of N queries (from query `first` of the group) against a page of int8 keys. `scales` f32 [8]: what a unit of
+ * the integer dot product is worth for each query.
+ */
+// @ts-ignore: decorator
+@inline
+function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, slot: usize, scales: usize): void {
+  const base = scratch + <usize>first * ROW;
+  const codes = scratch + S_CODES + <usize>first * CODE_ROW;
+  const zero = i32x4.splat(0);
+  let o0 = zero;
+  let o1 = zero;
+  let o2 = zero;
+  let o3 = zero;
+  let header = page + <usize>(dim << 4);
+  const steps = <usize>(dim << 1);
+  let q = base;
+  let c = codes;
+  const last = codes + steps;
+  while (c < last) {
+    const m = v128.load(header);
+    const s = v128.load(header + steps);
+    const m0 = bf16Low(m);
+    const m1 = bf16High(m);
+    const s0 = bf16Low(s);
+    const s1 = bf16High(s);
+    o0 = codesOf(q, c, o0, m0, m1, s0, s1);
+    if (N > 1) o1 = codesOf(q + ROW, c + CODE_ROW, o1, m0, m1, s0, s1);
+    if (N > 2) o2 = codesOf(q + 2 * ROW, c + 2 * CODE_ROW, o2, m0, m1, s0, s1);
+    if (N > 3) o3 = codesOf(q + 3 * ROW, c + 3 * CODE_ROW, o3, m0, m1, s0, s1);
+    header += 16;
+    q += 32;
+    c += 16;
+  }
+  o0 = sum4(o0);
+  o1 = sum4(o1);
+  o2 = sum4(o2);
+  o3 = sum4(o3);
+  const out = scratch + S_LOGITS + <usize>first * LOGIT_ROW + slot;
+  const k0 = v128.load32_splat(scales);
+  const k1 = v128.load32_splat(scales, 4);
+  const k2 = v128.load32_splat(scales, 8);
+  const k3 = v128.load32_splat(scales, 12);
+  if (N <= 2) {
+    let a0 = zero;
+    let a1 = zero;
+    let a2 = zero;
+    let a3 = zero;
+    let b0 = zero;
+    let b1 = zero;
+    let b2 = zero;
+    let b3 = zero;
+    let k = page;
+    for (c = codes; c < last; c += 8, k += 64) {
+      let x = v128.load32_splat(c);
+      let y = v128.load32_splat(c, CODE_ROW);
+      let t = v128.load8x8_s(k);
+      a0 = dotAdd(a0, t, x);
+      if (N > 1) b0 = dotAdd(b0, t, y);
+      t = v128.load8x8_s(k, 8);
+      a1 = dotAdd(a1, t, x);
+      if (N > 1) b1 = dotAdd(b1, t, y);
+      t = v128.load8x8_s(k, 16);
+      a2 = dotAdd(a2, t, x);
+      if (N > 1) b2 = dotAdd(b2, t, y);
+      t = v128.load8x8_s(k, 24);
+      a3 = dotAdd(a3, t, x);
+      if (N > 1) b3 = dotAdd(b3, t, y);
+      x = v128.load32_splat(c, 4);
+      y = v128.load32_splat(c, CODE_ROW + 4);
+      t = v128.load8x8_s(k, 32);
+      a0 = dotAdd(a0, t, x);
+      if (N > 1) b0 = dotAdd(b0, t, y);
+      t = v128.load8x8_s(k, 40);
+      a1 = dotAdd(a1, t, x);
+      if (N > 1) b1 = dotAdd(b1, t, y);
+      t = v128.load8x8_s(k, 48);
+      a2 = dotAdd(a2, t, x);
+      if (N > 1) b2 = dotAdd(b2, t, y);
+      t = v128.load8x8_s(k, 56);
+      a3 = dotAdd(a3, t, x);
+      if (N > 1) b3 = dotAdd(b3, t, y);
+    }
+    v128.store(out, logits(a0, k0, o0));
+    v128.store(out, logits(a1, k0, o0), 16);
+    v128.store(out, logits(a2, k0, o0), 32);
+    v128.store(out, logits(a3, k0, o0), 48);
+    if (N > 1) {
+      v128.store(out, logits(b0, k1, o1), LOGIT_ROW);
+      v128.store(out, logits(b1, k1, o1), LOGIT_ROW + 16);
+      v128.store(out, logits(b2, k1, o1), LOGIT_ROW + 32);
+      v128.store(out, logits(b3, k1, o1), LOGIT_ROW + 48);
+    }
+    return;
+  }
+  // 3 and 4 queries: eight tokens at a time, so that sums, queries and keys stay in 15 registers
+  for (let half: usize = 0; half < 32; half += 16) {
+    let a0 = zero;
+    let a1 = zero;
+    let b0 = zero;
+    let b1 = zero;
+    let c0 = zero;
+    let c1 = zero;
+    let d0 = zero;
+    let d1 = zero;
+    let k = page + half;
+    for (c = codes; c < last; c += 16, k += 128) {
+      let t = v128.load8x8_s(k);
+      let w = v128.load8x8_s(k, 8);
+      let x = v128.load32_splat(c);
+      a0 = dotAdd(a0, t, x);
+      a1 = dotAdd(a1, w, x);
+      x = v128.load32_splat(c, CODE_ROW);
+      b0 = dotAdd(b0, t, x);
+      b1 = dotAdd(b1, w, x);
+      x = v128.load32_splat(c, 2 * CODE_ROW);
+      c0 = dotAdd(c0, t, x);
+      c1 = dotAdd(c1, w, x);
+      if (N > 3) {
+        x = v128.load32_splat(c, 3 * CODE_ROW);
+        d0 = dotAdd(d0, t, x);
+        d1 = dotAdd(d1, w, x);
+      }
+      t = v128.load8x8_s(k, 32);
+      w = v128.load8x8_s(k, 40);
+      x = v128.load32_splat(c, 4);
+      a0 = dotAdd(a0, t, x);
+      a1 = dotAdd(a1, w, x);
+      x = v128.load32_splat(c, CODE_ROW + 4);
+      b0 = dotAdd(b0, t, x);
+      b1 = dotAdd(b1, w, x);
+      x = v128.load32_splat(c, 2 * CODE_ROW + 4);
+      c0 = dotAdd(c0, t, x);
+      c1 = dotAdd(c1, w, x);
+      if (N > 3) {
+        x = v128.load32_splat(c, 3 * CODE_ROW + 4);
+        d0 = dotAdd(d0, t, x);
+        d1 = dotAdd(d1, w, x);
+      }
+      t = v128.load8x8_s(k, 64);
+      w = v128.load8x8_s(k, 72);
+      x = v128.load32_splat(c, 8);
+      a0 = dotAdd(a0, t, x);
+      a1 = dotAdd(a1, w, x);
+      x = v128.load32_splat(c, CODE_ROW + 8);
+      b0 = dotAdd(b0, t, x);
+      b1 = dotAdd(b1, w, x);
+      x = v128.load32_splat(c, 2 * CODE_ROW + 8);
+      c0 = dotAdd(c0, t, x);
+      c1 = dotAdd(c1, w, x);
+      if (N > 3) {
+        x = v128.load32_splat(c, 3 * CODE_ROW + 8);
+        d0 = dotAdd(d0, t, x);
+        d1 = dotAdd(d1, w, x);
+      }
+      t = v128.load8x8_s(k, 96);
+      w = v128.load8x8_s(k, 104);
+      x = v128.load32_splat(c, 12);
+      a0 = dotAdd(a0, t, x);
+      a1 = dotAdd(a1, w, x);
+      x = v128.load32_splat(c, CODE_ROW + 12);
+      b0 = dotAdd(b0, t, x);
+      b1 = dotAdd(b1, w, x);
+      x = v128.load32_splat(c, 2 * CODE_ROW + 12);
+      c0 = dotAdd(c0, t, x);
+      c1 = dotAdd(c1, w, x);
+      if (N > 3) {
+        x = v128.load32_splat(c, 3 * CODE_ROW + 12);
+        d0 = dotAdd(d0, t, x);
+        d1 = dotAdd(d1, w, x);
+      }
+    }
+    const to = out + half * 2;
+    v128.store(to, logits(a0, k0, o0));
+    v128.store(to, logits(a1, k0, o0), 16);
+    v128.store(to, logits(b0, k1, o1), LOGIT_ROW);
+    v128.store(to, logits(b1, k1, o1), LOGIT_ROW + 16);
+    v128.store(to, logits(c0, k2, o2), 2 * LOGIT_ROW);
+    v128.store(to, logits(c1, k2, o2), 2 * LOGIT_ROW + 16);
+    if (N > 3) {
+      v128.store(to, logits(d0, k3, o3), 3 * LOGIT_ROW);
+      v128.store(to, logits(d1, k3, o3), 3 * LOGIT_ROW + 16);
+    }
+  }
+}
+
+function scoreInt8x1(page: usize, dim: i32, scratch: usize, first: i32, slot: usize, scales: usize): void {
+  scoreInt8(1, page, dim, scratch, first, slot, scales);
+}
+function scoreInt8x2(page: usize, dim: i32, scratch: usize, first: i32, slot: usize, scales: usize): void {
+  scoreInt8(2, page, dim, scratch, first, slot, scales);
+}
+function scoreInt8x3(page: usize, dim: i32, scratch: usize, first: i32, slot: usize, scales: usize): void {
+  scoreInt8(3, page, dim, scratch, first, slot, scales);
+}
+function scoreInt8x4(page: usize, dim: i32, scratch: usize, first: i32, slot: usize, scales: usize): void {
+  scoreInt8(4, page, dim, scratch, first, slot, scales);
+}
+
+/** Logits of all queries of a group against a page of int8 keys, into column `slot` (bytes) of the block's rows. */
+export function scorePageInt8(page: usize, dim: i32, group: i32, scratch: usize, slot: usize, scales: usize): void {
+  let first = 0;
+  while (first < group) {
+    const n = group - first;
+    const s = scales + (<usize>first << 2);
+    if (n >= 6 || n == 4) {
+      scoreInt8x4(page, dim, scratch, first, slot, s);
+      first += 4;
+    } else if (n >= 3) {
+      scoreInt8x3(page, dim, scratch, first, slot, s);
+      first += 3;
+    } else if (n == 2) {
+      scoreInt8x2(page, dim, scratch, first, slot, s);
+      first += 2;
+    } else {
+      scoreInt8x1(page, dim, scratch, first, slot, s);
+      first += 1;
+    }
+  }
+}
+
+/** The same for one query and a page of float32 keys. */
+function scoreFloat1(page: usize, dim: i32, query: usize, out: usize): void {
+  const zero = f32x4.splat(0);
+  let a0 = zero;
+  let a1 = zero;
+  let a2 = zero;
+  let a3 = zero;
+  const end = query + (<usize>dim << 2);
+  while (query < end) {
+    const x = v128.load32_splat(query);
+    a0 = mulAdd(a0, v128.load(page), x);
+    a1 = mulAdd(a1, v128.load(page, 16), x);
+    a2 = mulAdd(a2, v128.load(page, 32), x);
+    a3 = mulAdd(a3, v128.load(page, 48), x);
+    const y = v128.load32_splat(query, 4);
+    a0 = mulAdd(a0, v128.load(page, 64), y);
+    a1 = mulAdd(a1, v128.load(page, 80), y);
+    a2 = mulAdd(a2, v128.load(page, 96), y);
+    a3 = mulAdd(a3, v128.load(page, 112), y);
+    query += 8;
+    page += 128;
+  }
+  v128.store(out, a0);
+  v128.store(out, a1, 16);
+  v128.store(out, a2, 32);
+  v128.store(out, a3, 48);
+}
+
+/** Three queries at once, half a page at a time. */
+function scoreFloat3(page: usize, dim: i32, query: usize, out: usize): void {
+  const zero = f32x4.splat(0);
+  for (let half: usize = 0; half < 64; half += 32) {
+    let a0 = zero;
+    let a1 = zero;
+    let b0 = zero;
+    let b1 = zero;
+    let c0 = zero;
+    let c1 = zero;
+    let k = page + half;
+    let q = query;
+    const end = query + (<usize>dim << 2);
+    while (q < end) {
+      let t = v128.load(k);
+      let w = v128.load(k, 16);
+      let x = v128.load32_splat(q);
+      a0 = mulAdd(a0, t, x);
+      a1 = mulAdd(a1, w, x);
+      x = v128.load32_splat(q, ROW);
+      b0 = mulAdd(b0, t, x);
+      b1 = mulAdd(b1, w, x);
+      x = v128.load32_splat(q, 2 * ROW);
+      c0 = mulAdd(c0, t, x);
+      c1 = mulAdd(c1, w, x);
+      t = v128.load(k, 64);
+      w = v128.load(k, 80);
+      x = v128.load32_splat(q, 4);
+      a0 = mulAdd(a0, t, x);
+      a1 = mulAdd(a1, w, x);
+      x = v128.load32_splat(q, ROW + 4);
+      b0 = mulAdd(b0, t, x);
+      b1 = mulAdd(b1, w, x);
+      x = v128.load32_splat(q, 2 * ROW + 4);
+      c0 = mulAdd(c0, t, x);
+      c1 = mulAdd(c1, w, x);
+      t = v128.load(k, 128);
+      w = v128.load(k, 144);
+      x = v128.load32_splat(q, 8);
+      a0 = mulAdd(a0, t, x);
+      a1 = mulAdd(a1, w, x);
+      x = v128.load32_splat(q, ROW + 8);
+      b0 = mulAdd(b0, t, x);
+      b1 = mulAdd(b1, w, x);
+      x = v128.load32_splat(q, 2 * ROW + 8);
+      c0 = mulAdd(c0, t, x);
+      c1 = mulAdd(c1, w, x);
+      t = v128.load(k, 192);
+      w = v128.load(k, 208);
+      x = v128.load32_splat(q, 12);
+      a0 = mulAdd(a0, t, x);
+      a1 = mulAdd(a1, w, x);
+      x = v128.load32_splat(q, ROW + 12);
+      b0 = mulAdd(b0, t, x);
+      b1 = mulAdd(b1, w, x);
+      x = v128.load32_splat(q, 2 * ROW + 12);
+      c0 = mulAdd(c0, t, x);
+      c1 = mulAdd(c1, w, x);
+      q += 16;
+      k += 256;
+    }
+    v128.store(out + half, a0);
+    v128.store(out + half, a1, 16);
+    v128.store(out + half, b0, LOGIT_ROW);
+    v128.store(out + half, b1, LOGIT_ROW + 16);
+    v128.store(out + half, c0, 2 * LOGIT_ROW);
+    v128.store(out + half, c1, 2 * LOGIT_ROW + 16);
+  }
+}
+
+/** Logits of all queries of a group against a page of float32 keys. */
+export function scorePageFloat(page: usize, dim: i32, group: i32, scratch: usize, slot: usize): void {
+  let first = 0;
+  while (first < group) {
+    const query = scratch + S_QUERY + <usize>first * ROW;
+    const out = scratch + S_LOGITS + <usize>first * LOGIT_ROW + slot;
+    if (group - first >= 3) {
+      scoreFloat3(page, dim, query, out);
+      first += 3;
+    } else {
+      scoreFloat1(page, dim, query, out);
+      first += 1;
+    }
+  }
+}

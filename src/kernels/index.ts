@@ -1,0 +1,3 @@
+export { createKernels, type KernelOptions, Kernels, storedDim } from "./kernels.js";
+export { Budget, PagedMemory } from "./memory.js";
+export { threadsAvailable } from "./threads.js";
