@@ -1,12 +1,21 @@
 import type * as ort from "onnxruntime-node";
 import { FoveaError } from "../error.js";
 import { type EmitOptions, Emitter, type GraphCut } from "./emit.js";
-import { availableCores, loadRuntime, type Provider, resolveProvider } from "./runtime.js";
+import {
+  availableCores,
+  loadRuntime,
+  type Provider,
+  providersFor,
+  type RealProvider,
+  settleAutomatic,
+} from "./runtime.js";
 import { Segment } from "./segment.js";
+
+type SessionOptions = ort.InferenceSession.SessionOptions;
 
 /** Options of `compile`. */
 export interface CompileOptions extends EmitOptions {
-  /** Default "cpu". */
+  /** Default "cpu". "auto" takes the best that the machine has. */
   provider?: Provider;
   /** Threads within an operation (default: the number of cores). */
   threads?: number;
@@ -36,8 +45,26 @@ export interface CompileOptions extends EmitOptions {
 export async function compile(cut: GraphCut, options: CompileOptions = {}): Promise<Segment> {
   const runtime = await loadRuntime();
   const model = await new Emitter(options).build(cut);
-  const provider = resolveProvider(options.provider ?? "cpu");
-  const sessionOptions: ort.InferenceSession.SessionOptions = {
+  const providers = await providersFor(options.provider ?? "cpu");
+  let cause: unknown;
+  for (const provider of providers) {
+    try {
+      const session = await runtime.InferenceSession.create(model.bytes, await sessionOptions(provider, options));
+      if (options.provider === "auto" && providers.length > 1) settleAutomatic(provider);
+      return new Segment(runtime, session, { ...model, bytes: model.bytes.length }, provider);
+    } catch (error) {
+      cause = error;
+    }
+  }
+  const reason = cause instanceof Error ? cause.message : String(cause);
+  throw new FoveaError("unsupported", `ONNX Runtime refused the graph on ${providers.join(", ")}: ${reason}`, {
+    cause,
+    hint: providers.includes("cpu") ? undefined : 'try provider "cpu"',
+  });
+}
+
+async function sessionOptions(provider: RealProvider, options: CompileOptions): Promise<SessionOptions> {
+  return {
     executionProviders: provider === "cpu" ? ["cpu"] : [provider, "cpu"],
     graphOptimizationLevel: "all",
     executionMode: "sequential",
@@ -48,18 +75,8 @@ export async function compile(cut: GraphCut, options: CompileOptions = {}): Prom
     logSeverityLevel: 3,
     // Threads that spin while they wait starve the other sessions of the process.
     extra: { session: { intra_op: { allow_spinning: "0" } } },
+    preferredOutputLocation: options.outputsOnDevice && provider === "webgpu" ? "gpu-buffer" : undefined,
   };
-  if (options.outputsOnDevice && provider === "webgpu") sessionOptions.preferredOutputLocation = "gpu-buffer";
-  try {
-    const session = await runtime.InferenceSession.create(model.bytes, sessionOptions);
-    return new Segment(runtime, session, { ...model, bytes: model.bytes.length }, provider);
-  } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new FoveaError("unsupported", `ONNX Runtime refused the graph on ${provider}: ${reason}`, {
-      cause,
-      hint: provider === "cpu" ? undefined : 'try provider "cpu"',
-    });
-  }
 }
 
 /**

@@ -6,7 +6,7 @@ export type { EmitOptions, GraphCut, Port, Precision } from "./emit.js";
 export { GraphFunction, graphFunction, type Substitution, substitute } from "./function.js";
 export type { Attributes, AttributeValue, Gradient, OpRow } from "./op.js";
 export { type OpName, ops } from "./ops.js";
-export { loadRuntime, type Provider, type Runtime, type RuntimeTensor } from "./runtime.js";
+export { loadRuntime, type Provider, type RealProvider, type Runtime, type RuntimeTensor } from "./runtime.js";
 export { type Feed, type Fetches, Segment } from "./segment.js";
 export { ShapeError } from "./shape.js";
 export {

@@ -43,11 +43,40 @@ export async function availableCores(): Promise<number> {
   return availableParallelism();
 }
 
+/** A provider that a session can be made on. */
+export type RealProvider = Exclude<Provider, "auto">;
+
+let automatic: Promise<readonly RealProvider[]> | undefined;
+
 /**
- * The provider that "auto" stands for. In a browser WebGPU where it is offered. In Node the processor: the kernels that
- * read the cache run there, and a GPU is asked for by name.
+ * The providers to try, best first. For "auto": CUDA where its library was installed, WebGPU where the machine (or the
+ * browser) has a graphics device, then the processor.
  */
-export function resolveProvider(provider: Provider): Exclude<Provider, "auto"> {
-  if (provider !== "auto") return provider;
-  return !isNode() && "gpu" in globalThis.navigator ? "webgpu" : "cpu";
+export async function providersFor(provider: Provider): Promise<readonly RealProvider[]> {
+  if (provider !== "auto") return [provider];
+  automatic ??= isNode() ? nodeProviders() : Promise.resolve(browserProviders());
+  return automatic;
+}
+
+/** Makes "auto" mean this provider from now on: it was found to work. */
+export function settleAutomatic(provider: RealProvider): void {
+  automatic = Promise.resolve([provider]);
+}
+
+function browserProviders(): RealProvider[] {
+  return "gpu" in globalThis.navigator ? ["webgpu", "cpu"] : ["cpu"];
+}
+
+async function nodeProviders(): Promise<RealProvider[]> {
+  const { existsSync } = await import("node:fs");
+  const { createRequire } = await import("node:module");
+  const { dirname, join } = await import("node:path");
+  const entry = createRequire(import.meta.url).resolve("onnxruntime-node");
+  const libraries = join(dirname(entry), "..", "bin", "napi-v6", process.platform, process.arch);
+  const cuda = ["libonnxruntime_providers_cuda.so", "onnxruntime_providers_cuda.dll"];
+  const devices = ["/dev/dri", "/dev/nvidia0", "/dev/dxg"];
+  const found: RealProvider[] = [];
+  if (cuda.some((file) => existsSync(join(libraries, file)))) found.push("cuda");
+  if (process.platform !== "linux" || devices.some((file) => existsSync(file))) found.push("webgpu");
+  return [...found, "cpu"];
 }

@@ -3,7 +3,7 @@ import { FoveaError } from "../error.js";
 import { formatShape } from "./dims.js";
 import { type DType, type TensorData, toTypedArray } from "./dtype.js";
 import type { Port } from "./emit.js";
-import type { Provider, Runtime, RuntimeTensor } from "./runtime.js";
+import type { RealProvider, Runtime, RuntimeTensor } from "./runtime.js";
 
 /** What an input is fed with: ONNX Runtime's tensor, or data with its sizes. */
 export type Feed = RuntimeTensor | { data: TensorData | readonly number[]; dims: readonly number[] };
@@ -17,7 +17,7 @@ export class Segment {
   readonly outputs: readonly Port[];
   readonly inputNames: readonly string[];
   readonly outputNames: readonly string[];
-  readonly provider: Exclude<Provider, "auto">;
+  readonly provider: RealProvider;
   /** Size of the model that the session was made of: its weights and graph. */
   readonly bytes: number;
   private readonly runtime: Runtime;
@@ -27,7 +27,7 @@ export class Segment {
     runtime: Runtime,
     session: ort.InferenceSession,
     model: { inputs: readonly Port[]; outputs: readonly Port[]; bytes: number },
-    provider: Exclude<Provider, "auto">,
+    provider: RealProvider,
   ) {
     this.runtime = runtime;
     this.session = session;

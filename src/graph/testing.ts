@@ -1,9 +1,8 @@
 /** For tests only: arrays computed by plain loops, as the oracle that operations are held to. */
-import { compile } from "./compile.js";
+import { type CompileOptions, compile } from "./compile.js";
 import { type Dim, replaceSymbols } from "./dims.js";
 import { type DType, toTypedArray } from "./dtype.js";
-import type { EmitOptions } from "./emit.js";
-import type { RuntimeTensor } from "./runtime.js";
+import type { Provider, RuntimeTensor } from "./runtime.js";
 import { input, type Tensor } from "./tensor.js";
 
 /** Numbers in row-major order. */
@@ -122,7 +121,7 @@ export interface Given {
 export async function evaluate(
   given: readonly Given[],
   build: (...inputs: Tensor[]) => Tensor | Record<string, Tensor>,
-  options: EmitOptions = {},
+  options: CompileOptions = {},
 ): Promise<{ arrays: Record<string, NDArray>; tensors: Record<string, Tensor> }> {
   const names = given.map((_, i) => String.fromCharCode(97 + i));
   const inputs = given.map(({ shape, dtype }, i) => input(names[i], shape, dtype));
@@ -130,7 +129,7 @@ export async function evaluate(
   const tensors = isRecord(built) ? built : { out: built };
   await using segment = await compile(
     { inputs: Object.fromEntries(inputs.map((t) => [t.name, t])), outputs: tensors },
-    { threads: 1, ...options },
+    { threads: 1, provider: testProvider(), ...options },
   );
   const feeds = Object.fromEntries(
     segment.inputNames.map((name) => {
@@ -141,6 +140,12 @@ export async function evaluate(
   const results = await segment.run(feeds);
   const arrays = Object.fromEntries(Object.entries(results).map(([name, tensor]) => [name, toArray(tensor)]));
   return { arrays, tensors };
+}
+
+/** The provider that tests run on: FOVEA_PROVIDER, or the processor. */
+export function testProvider(): Provider {
+  const name = process.env.FOVEA_PROVIDER;
+  return name === "webgpu" || name === "cuda" || name === "auto" ? name : "cpu";
 }
 
 function isRecord(built: Tensor | Record<string, Tensor>): built is Record<string, Tensor> {
