@@ -147,6 +147,11 @@ async function startWorker(name: string, options: HostOptions): Promise<Connecti
   keepAlive(false);
   return {
     ...connection,
+    close: () => {
+      // closing waits for the worker, which must keep the process alive until it has ended
+      keepAlive(true);
+      return connection.close();
+    },
     call: async (operation, args, callOptions) => {
       if (running++ === 0) keepAlive(true);
       try {
