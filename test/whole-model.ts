@@ -29,7 +29,8 @@ export async function logProbabilities(model: WholeModel, ids: readonly number[]
 
 /** In float64, with the largest subtracted first. */
 export function logSoftmax(logits: Float32Array | Float64Array): Float64Array {
-  const largest = logits.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+  let largest = Number.NEGATIVE_INFINITY;
+  for (const x of logits) largest = Math.max(largest, x);
   let sum = 0;
   for (const x of logits) sum += Math.exp(x - largest);
   return Float64Array.from(logits, (x) => x - largest - Math.log(sum));

@@ -1,6 +1,7 @@
 import { FoveaError } from "../error.js";
 import { FAMILIES, type Family, type FamilyName, familyByArchitecture, knownFamilies } from "./families.js";
 import { Fields, LIMITS } from "./fields.js";
+import { canonicalTensors } from "./names.js";
 import { parseScaling, type RotaryConfig, type RotaryScaling, scalingJson } from "./rotary.js";
 
 export type Activation = "silu" | "gelu" | "gelu-tanh" | "relu";
@@ -258,12 +259,9 @@ export function finish(config: ModelConfig, where: string): ModelConfig {
 
 const MAX_PARAMETERS = 2 ** 42;
 
-/** Number of weights of the model, embeddings counted once when tied. */
+/** Number of weights of the model; tied embeddings count once. */
 export function parameterCount(config: ModelConfig): number {
-  const { width: d, heads, kvHeads, headDim, mlpWidth, vocab } = config;
-  const attention = 2 * d * heads * headDim + 2 * d * kvHeads * headDim;
-  const mlp = (config.gated ? 3 : 2) * d * mlpWidth;
-  return config.layers * (attention + mlp) + vocab * d * (config.tiedEmbeddings ? 1 : 2);
+  return canonicalTensors(config).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
 }
 
 /**
