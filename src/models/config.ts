@@ -92,7 +92,8 @@ export function parseConfig(json: unknown, where = "config.json"): ModelConfig {
       },
     );
   }
-  const architecture = architectures(outer)[0] ?? family.architectures[0];
+  const named = family.modelTypes.indexOf(outer.optionalString("model_type") ?? "");
+  const architecture = architectures(outer)[0] || family.architectures[Math.max(0, named)];
   const keys = family.keys;
   const layers = f.int(keys.layers, LIMITS.layers);
   const width = f.int(keys.width, LIMITS.width);

@@ -1,4 +1,5 @@
 export { buildModel, type ModelFeed, type ModelGraph, modelFeeds } from "./block.js";
+export { type ChatMessage, type ChatTemplate, chatTemplateOf, createChatTemplate, templateTokens } from "./chat.js";
 export {
   type Activation,
   type AttentionConfig,
@@ -15,10 +16,12 @@ export {
   convert,
   hasGgufForm,
 } from "./convert.js";
+export { type ExportOptions, exportModel } from "./export.js";
 export { FAMILIES, type Family, type FamilyName } from "./families.js";
 export { type GgufFile, type GgufToWrite, type GgufType, type GgufValue, openGguf, writeGguf } from "./gguf.js";
 export { configFromGguf, ggufFromConfig, type RotaryFactors } from "./gguf-config.js";
 export { tokenizerFromGguf, tokenizerToGguf } from "./gguf-tokenizer.js";
+export { type CachedCheckpoint, fetchCheckpoint, type HubOptions, type HubProgress, parseHubName } from "./hub.js";
 export { type Checkpoint, type GenerationDefaults, type OpenOptions, openCheckpoint } from "./load.js";
 export { type CanonicalTensor, canonicalTensors, type FileTensor, fileTensors } from "./names.js";
 export { type RandomSizes, randomConfig, randomWeights } from "./random.js";

@@ -1,9 +1,11 @@
 import { FoveaError } from "../error.js";
 import type { WeightSource } from "../graph/index.js";
+import { chatTemplateOf } from "./chat.js";
 import { type ModelConfig, parameterCount, parseConfig } from "./config.js";
 import { openGguf } from "./gguf.js";
 import { configFromGguf, type RotaryFactors } from "./gguf-config.js";
 import { tokenizerFromGguf } from "./gguf-tokenizer.js";
+import { fetchCheckpoint } from "./hub.js";
 import { openSafetensors } from "./safetensors.js";
 import { hasNode, openSource } from "./source.js";
 import type { TensorFile } from "./tensor-file.js";
@@ -42,9 +44,9 @@ export interface GenerationDefaults {
 }
 
 export interface OpenOptions {
-  /** Folder of downloaded checkpoints. Default: the hub library's own. */
+  /** Folder of downloaded checkpoints. Default: `$FOVEA_CACHE`, else `~/.cache/fovea`. */
   cacheFolder?: string;
-  /** Use only what is in the cache folder. Default false. */
+  /** Use only what is in the cache folder. Default: true when `$HF_HUB_OFFLINE` is 1. */
   offline?: boolean;
   signal?: AbortSignal;
   onProgress?: (progress: { done: number; total: number; label?: string }) => void;
@@ -53,7 +55,8 @@ export interface OpenOptions {
 /**
  * Opens a checkpoint.
  * @param name a folder with config.json, *.safetensors and tokenizer.json (or with one .gguf file); a `.gguf` file; a
- *   `.safetensors` file beside its config.json; or `hf:owner/name[@revision]`, which is downloaded once
+ *   `.safetensors` file beside its config.json; `hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name:file.gguf`,
+ *   which is downloaded once; or the URL of a .gguf file or of a folder with one model.safetensors
  * @example
  * const checkpoint = await openCheckpoint("hf:Qwen/Qwen2.5-0.5B-Instruct");
  * const graph = buildModel(checkpoint.config);
@@ -61,19 +64,28 @@ export interface OpenOptions {
  *   tensor), "unsupported"
  */
 export async function openCheckpoint(name: string, options: OpenOptions = {}): Promise<Checkpoint> {
-  const path = name.startsWith("hf:") ? await download(name.slice(3), options) : name;
+  const path = name.startsWith("hf:") ? await download(name, options) : name;
   const file = await findFile(path);
   const checkpoint = file.endsWith(".gguf") ? await openGgufCheckpoint(file) : await openFolder(path, file);
   return { ...checkpoint, name };
 }
 
-async function download(_id: string, _options: OpenOptions): Promise<string> {
-  throw new FoveaError("unsupported", "the hub is not built in yet");
+async function download(name: string, options: OpenOptions): Promise<string> {
+  const { onProgress } = options;
+  const { path } = await fetchCheckpoint(name, {
+    ...(options.cacheFolder !== undefined && { cache: options.cacheFolder }),
+    ...(options.offline !== undefined && { offline: options.offline }),
+    signal: options.signal,
+    onProgress: onProgress && (({ received, total, file }) => onProgress({ done: received, total, label: file })),
+  });
+  return path;
 }
 
 /** The weights file that a path means. */
 async function findFile(path: string): Promise<string> {
-  if (/^(https?|blob):/i.test(path) || !hasNode()) return path;
+  if (/^(https?|blob):/i.test(path) || !hasNode()) {
+    return /\.(gguf|safetensors)$/i.test(path) ? path : `${path.replace(/\/+$/, "")}/model.safetensors`;
+  }
   const { stat, readdir } = await import("node:fs/promises");
   const info = await stat(path).catch(() => undefined);
   if (!info) {
@@ -112,7 +124,9 @@ async function openFolder(path: string, file: string): Promise<Opened> {
   try {
     const weights = checkpointWeights(tensors, config);
     const tokenizer = await loadTokenizer(folder);
-    const chatTemplate = (await readText(`${folder}/chat_template.jinja`)) ?? templateOf(tokenizer.files.config);
+    const chatTemplate = chatTemplateOf(tokenizer.files.config, {
+      file: await readText(`${folder}/chat_template.jinja`),
+    });
     return {
       config,
       weights,
@@ -185,16 +199,6 @@ function generationDefaults(json: Record<string, unknown>, config: ModelConfig):
     repetitionPenalty: number("repetition_penalty", 100),
     eos: config.eos,
   };
-}
-
-/** The template in tokenizer_config.json: a text, or a list of named ones of which "default" is taken. */
-function templateOf(config: Record<string, unknown>): string | undefined {
-  const value = config.chat_template;
-  if (typeof value === "string") return value;
-  if (!Array.isArray(value)) return undefined;
-  const named = value.find((entry) => (entry as { name?: unknown } | null)?.name === "default") ?? value[0];
-  const template = (named as { template?: unknown } | null | undefined)?.template;
-  return typeof template === "string" ? template : undefined;
 }
 
 async function readText(path: string): Promise<string | undefined> {
