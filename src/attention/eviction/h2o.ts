@@ -46,6 +46,9 @@ export const h2o = method({
     { parameters: { heavy: 12, recent: 12, variant: "mask" }, uniform: true },
   ],
   status: "experimental",
+  measured:
+    "stories260K, 200 tokens after prompts of 400: 1.10 nats at 20% of the cache, 1.08 in full; but a window of 80 tokens " +
+    "does as well (1.07), so this model does not tell methods apart.",
   parameters,
   hooks: ["observe", "retain", "scores"],
   scope: "heads",

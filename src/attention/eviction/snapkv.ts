@@ -39,6 +39,9 @@ export const snapkv = method({
   exact: { capacity: 2 ** 30 },
   trials: [{ parameters: { capacity: 24, window: 8 } }, { parameters: { capacity: 1 / 4, window: 8, pool: "max" } }],
   status: "experimental",
+  measured:
+    "stories260K, 200 tokens after prompts of 400: 1.08 nats at 20% of the cache as in full; but a window of 80 tokens does " +
+    "as well (1.07), so this model does not tell methods apart.",
   parameters,
   async retain(step: RetainStep, params) {
     if (step.when !== "after" || !inPrompt(step) || !endsTurn(step)) return;

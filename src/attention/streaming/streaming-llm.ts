@@ -52,7 +52,11 @@ export const streamingLlm = method({
     { parameters: { window: 24, prompt: "masked" } },
     { parameters: { window: 24, prompt: "dense" } },
   ],
-  status: "experimental",
+  status: "holds",
+  measured:
+    "stories260K, trained at 512 tokens, over 5120: 0.95 to 1.22 nats a token throughout with sinks=4, window=252; full " +
+    "attention goes from 0.91 to 7.2, positions=true to 8.2. The collapse at sinks=0 is not reproduced: this model has no " +
+    "sinks (sink rate 0), and a window of 256 alone does as well.",
   parameters,
   check(model, { positions }) {
     if (positions === "rank" && !model.rotary)
