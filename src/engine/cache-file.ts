@@ -119,7 +119,8 @@ function readLayer(l: number, layer: LayerCache, saved: Header["layers"][number]
   if (!Number.isInteger(saved.seen) || saved.seen < 0 || saved.seen > 2 ** 31 - 1 || !Array.isArray(saved.heads))
     throw damaged(`layer ${l} has a damaged header`);
   if (saved.heads.length !== shape.kvHeads) throw damaged(`layer ${l} has ${saved.heads.length} heads`);
-  const bytes = chunk.byteOffset % 4 === 0 ? chunk : chunk.slice();
+  // a copy by the constructor: a Buffer's own slice() would be a view of the same bytes
+  const bytes = chunk.byteOffset % 4 === 0 ? chunk : new Uint8Array(chunk);
   let at = 0;
   const words = (count: number) => {
     if (count * 4 > bytes.length - at) throw damaged(`layer ${l} is cut short`);
