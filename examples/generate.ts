@@ -4,7 +4,7 @@ import { load } from "fovea";
 // A folder, a .gguf file, or "hf:HuggingFaceTB/SmolLM2-360M-Instruct".
 const model = await load(process.argv[2] ?? "models/tiny");
 
-const text = "The tide turns at noon. The ferry sails at one. The tide";
+const text = "At noon the tide turns and the ferry leaves. At noon the tide";
 const generation = model.generate(text, { maxTokens: 8, stop: ["."] });
 process.stdout.write(text);
 for await (const piece of generation) process.stdout.write(piece.text);

@@ -13,7 +13,7 @@ export const recent = method({
 const model = await load(process.argv[2] ?? "models/tiny", { worker: false });
 const text = "red green blue. one two three four five six seven eight. red green";
 for (const attached of [model, model.with(recent({ window: 64 })), model.with(recent({ window: 4 }))]) {
-  const { text: answer } = await attached.generate(text, { maxTokens: 1 }).result;
+  const { text: answer } = await attached.generate(text, { maxTokens: 8, stop: ["."] }).result;
   console.log(`${attached.info.methods.join(" + ") || "full"}:${answer}`);
 }
 await model.close();

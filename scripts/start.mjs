@@ -60,6 +60,8 @@ async function main() {
     ),
   );
   const report = readFileSync(join(root, "examples", "harbour.txt"), "utf8");
+  const color = colorDepth(process.stdout.isTTY === true, process.env);
+  const bold = (text) => (color ? `\x1b[1m${text}\x1b[0m` : text);
   const model = await load(join(root, "models", "tiny"));
   try {
     const { parameters, shape } = model.info;
@@ -70,15 +72,17 @@ async function main() {
     const prompt = model.prompt(text);
     const measured = [];
     for (const method of ["full", SPARSE]) {
-      const generation = model.with(method).generate(prompt, { maxTokens: 24, stop: ["."] });
-      const { text: answer, timings, cache_bytes } = await generation.result;
-      if (method === "full")
-        console.log(
-          `${prompt.ids.length} tokens read: examples/harbour.txt and a line more\n\n  ${QUESTION}${answer}.\n`,
-        );
+      const attached = model.with(method);
+      const { text: answer, finish } = await attached.generate(prompt, { maxTokens: 24, stop: ["."] }).result;
+      if (method === "full") {
+        console.log(`After ${prompt.ids.length} tokens, examples/harbour.txt and one line more, it writes:\n`);
+        console.log(`  ${QUESTION}${bold(answer)}${finish === "stop" ? "." : ""}\n`);
+      }
+      // Speed over more tokens than an answer has.
+      const { timings, cache_bytes } = await attached.generate(prompt, { maxTokens: 64, ignoreEos: true }).result;
       measured.push([
         method,
-        answer.trim() || "(nothing)",
+        answer.trim() || "(none)",
         formatNumber(timings.prefill_tps),
         formatNumber(timings.decode_tps),
         formatBytes(cache_bytes),
@@ -92,7 +96,6 @@ async function main() {
     const rows = [Math.max(0, last - 5), last + 1];
     const { map } = await model.observe(prompt, { map: mapReducer({ layer, head, rows, cells: 1024 }) });
     console.log(`What the last words read (layer ${layer}, head ${head}; the text runs from left to right):\n`);
-    const color = colorDepth(process.stdout.isTTY === true, process.env);
     console.log(terminalMap(map, { tokens, width: Math.min(process.stdout.columns || 80, 120), color }));
     for (const { index, weight } of mostRead(map.last, 1)) {
       const around = tokens.slice(Math.max(0, index - 6), index).join("");
@@ -101,7 +104,7 @@ async function main() {
         `"${visible(tokens[last])}" gives ${(weight * 100).toFixed(1)}% of its attention to token ${index}: ...${read}\n`,
       );
     }
-    console.log(table(["attention", "answer", "read/s", "written/s", "cache"], measured, [2, 3, 4]));
+    console.log(table(["attention", "answer", "tokens read/s", "written/s", "cache"], measured, [2, 3, 4]));
     console.log(`${SPARSE} keeps 4 + 128 tokens: the cache is smaller, and what lies further back is gone.`);
   } finally {
     await model.close();

@@ -290,7 +290,6 @@ describe.skipIf(!existsSync(main))("bad input", () => {
     ["a folder as text", ["generate", "--file", "src"], "it is a folder"],
     ["an id beyond the vocabulary", ["generate", "--ids", "1,999999"], "999999"],
     ["an unknown method to show", ["methods", "streming-llm"], "did you mean streaming-llm"],
-    ["a text beyond the context", ["generate", "--ids", Array(5000).fill(1).join()], "4096"],
     ["a picture in no folder", ["attention", "-p", "x", "--out", "nowhere/map.svg"], "cannot write"],
     ["too little memory", ["generate", "-p", "x", "--memory", "1k"], "memory"],
   ];

@@ -76,9 +76,7 @@ export function terminalMap(map: HeatMap, { tokens, width, height = 40, color }:
     let line = "";
     for (let j = 0; j < grid.columns; j++) {
       if (color === 0) {
-        const value = at(i, j);
-        const shade = value === 0 ? 0 : Math.max(1, Math.round(value * (SHADES.length - 1)));
-        line += SHADES[shade].repeat(cellWidth);
+        line += SHADES[Math.round(at(i, j) * (SHADES.length - 1))].repeat(cellWidth);
       } else if (perLine === 1) {
         line += `${paint(heatColor(at(i, j)), 48, color)}${" ".repeat(cellWidth)}`;
       } else {
@@ -163,7 +161,7 @@ export function svgMap(map: HeatMap, { title, tokens, cells = 128 }: SvgOptions)
 const LEVELS = 16;
 
 function toLevel(value: number): number {
-  return value <= 0 ? 0 : Math.max(1, Math.round(value * LEVELS));
+  return Math.round(value * LEVELS);
 }
 
 function escapeXml(content: string): string {

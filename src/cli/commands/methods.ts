@@ -16,7 +16,12 @@ export const methods = command({
     const cards = listMethods();
     const chosen = name === undefined ? cards : [findCard(cards, name)];
     if (values.json) io.out(json(chosen, io.outTty));
-    else io.out(name === undefined ? list(chosen, io.outTty ? io.columns : Number.POSITIVE_INFINITY) : chosen.map(show).join("\n"));
+    else
+      io.out(
+        name === undefined
+          ? list(chosen, io.outTty ? io.columns : Number.POSITIVE_INFINITY)
+          : chosen.map(show).join("\n"),
+      );
   },
 });
 
