@@ -165,7 +165,9 @@ export class AttentionRunner {
     }
 
     const mechanism = hooks.mechanism?.hooks.mechanism;
-    if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, q, positions, from, out);
+    if (from >= rows) {
+      // nobody asks for this layer's outputs
+    } else if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, q, positions, from, out);
     else if (prompt && from === 0 && !hooks.reads) await this.#fused.run(shape, q, k, v, rows, out);
     else
       await this.#blocksOf(
