@@ -106,7 +106,11 @@ describe("paths, threads and batches", () => {
     "a ready partial result": { select: async (step) => [await step.attend({})] },
     "a bias of zeros": { bias: ({ view }) => ({ data: new Float32Array(view.length(0)), heads: 1, rows: 0 }) },
     "a constant bias": {
-      bias: ({ view, model }) => ({ data: new Float32Array(view.length(0) * model.heads).fill(1.5), heads: model.heads, rows: 0 }),
+      bias: ({ view, model }) => ({
+        data: new Float32Array(view.length(0) * model.heads).fill(1.5),
+        heads: model.heads,
+        rows: 0,
+      }),
     },
     "graph path (softmax as a mechanism)": {
       mechanism: ({ q, k, v, mask, scale }) =>
@@ -169,11 +173,12 @@ describe("paths, threads and batches", () => {
 
   test("taps are called with the model's widths, every row once a layer", async () => {
     const rows: Record<string, number> = {};
-    const count = (name: string, width: number) => (step: { x: Float32Array; width: number; rows: number; layer: number }) => {
-      expect(step.width).toBe(width);
-      expect(step.x.length).toBe(width * step.rows);
-      rows[`${name}.${step.layer}`] = (rows[`${name}.${step.layer}`] ?? 0) + step.rows;
-    };
+    const count =
+      (name: string, width: number) => (step: { x: Float32Array; width: number; rows: number; layer: number }) => {
+        expect(step.width).toBe(width);
+        expect(step.x.length).toBe(width * step.rows);
+        rows[`${name}.${step.layer}`] = (rows[`${name}.${step.layer}`] ?? 0) + step.rows;
+      };
     const { layers, width, mlpWidth } = engine.config;
     await allLogits(engine, ids, [
       hook("count", {
@@ -248,7 +253,9 @@ describe("paths, threads and batches", () => {
   test("a prompt that cannot fit is refused with the figure, and a full cache mid-way leaves others alone", async () => {
     const small = await engineFor(checkpoint, { cache: "int8", memory: 40 * 2 ** 20 });
     const sequence = small.sequence(small.compose([]));
-    await expect(small.prefill(sequence, someIds(200_000, vocab), { wanted: "none" })).rejects.toThrow(/need \d+(\.\d+)? MiB.*free/);
+    await expect(small.prefill(sequence, someIds(200_000, vocab), { wanted: "none" })).rejects.toThrow(
+      /need \d+(\.\d+)? MiB.*free/,
+    );
     await small.prefill(sequence, ids, { wanted: "none" });
     expect(sequence.length).toBe(ids.length);
     sequence.close();

@@ -16,7 +16,14 @@ export function checkpointOf(config: ModelConfig, seed = 1): Checkpoint {
     hash: `random-${config.family}-${seed}`,
     source: { kind: "safetensors", path: "" },
     generation: { eos: [] },
-    file: { kind: "safetensors", tensors: new Map(), metadata: {}, read: nothing, readRaw: nothing, close: async () => {} },
+    file: {
+      kind: "safetensors",
+      tensors: new Map(),
+      metadata: {},
+      read: nothing,
+      readRaw: nothing,
+      close: async () => {},
+    },
     close: async () => {},
   } as unknown as Checkpoint;
 }
@@ -28,7 +35,12 @@ async function nothing(): Promise<never> {
 /** An engine over a random checkpoint, float32 weights and one thread unless told otherwise. */
 export function engineFor(
   checkpoint: Checkpoint,
-  options: { cache?: "float32" | "int8"; threads?: number; precision?: "float32" | "int8" | "int4"; memory?: number } = {},
+  options: {
+    cache?: "float32" | "int8";
+    threads?: number;
+    precision?: "float32" | "int8" | "int4";
+    memory?: number;
+  } = {},
 ): Promise<Engine> {
   return Engine.create(checkpoint, { threads: 1, memory: 2 ** 31, precision: "float32", cache: "float32", ...options });
 }

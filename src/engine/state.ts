@@ -65,7 +65,8 @@ export function decodeState(json: string, buffers: readonly Uint8Array[]): unkno
     const type = ARRAYS[tagged.$ as ArrayKind];
     const bytes = buffers[tagged.b ?? -1];
     if (!type || !bytes) throw new FoveaError("bad-file", "a saved state refers to data that the file does not hold");
-    return new type(bytes.slice().buffer, 0, tagged.n);
+    // a copy: the bytes may be a view into a file, at any offset (and a Buffer's slice would be one again)
+    return new type(new Uint8Array(bytes).buffer, 0, tagged.n);
   };
   return walk(JSON.parse(json));
 }
