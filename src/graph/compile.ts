@@ -44,10 +44,10 @@ export interface CompileOptions extends EmitOptions {
  */
 export async function compile(cut: GraphCut, options: CompileOptions = {}): Promise<Segment> {
   const runtime = await loadRuntime();
-  const model = await new Emitter(options).build(cut);
   const providers = await providersFor(options.provider ?? "cpu");
   let cause: unknown;
   for (const provider of providers) {
+    const model = await new Emitter(options, provider).build(cut);
     try {
       const session = await runtime.InferenceSession.create(model.bytes, await sessionOptions(provider, options));
       if (options.provider === "auto" && providers.length > 1) settleAutomatic(provider);

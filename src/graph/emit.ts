@@ -12,6 +12,7 @@ import {
   type ValueProto,
   valueProto,
 } from "./proto.js";
+import type { RealProvider } from "./runtime.js";
 import { describe, ShapeError } from "./shape.js";
 import type { Tensor } from "./tensor.js";
 import { missingWeight, toFloats, type WeightSource, type WeightValue } from "./weights.js";
@@ -67,6 +68,8 @@ const MAX_MODEL_BYTES = 2 ** 31 - 2 ** 20;
  */
 export class Emitter {
   readonly standard: boolean;
+  /** Where the graph is to run. */
+  readonly provider: RealProvider;
   private readonly options: EmitOptions;
   private readonly protoNodes: NodeProto[] = [];
   private readonly initializers: TensorProto[] = [];
@@ -84,8 +87,9 @@ export class Emitter {
   private extension = false;
   private hint: string | undefined;
 
-  constructor(options: EmitOptions) {
+  constructor(options: EmitOptions, provider: RealProvider = "cpu") {
     this.options = options;
+    this.provider = provider;
     this.standard = options.standard ?? false;
   }
 
@@ -420,7 +424,8 @@ function given(tensors: Readonly<Record<string, Tensor | undefined>>): [string, 
 
 function plainForm(tensor: Tensor, emitter: Emitter): Tensor | undefined {
   const row = ops[tensor.op];
-  const usePlain = row.plain && (!row.onnx || (emitter.standard && row.extension));
+  const usePlain =
+    row.plain && (!row.onnx || (emitter.standard && row.extension) || row.avoid?.(tensor, emitter.provider));
   return usePlain ? row.plain?.(tensor) : undefined;
 }
 

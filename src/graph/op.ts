@@ -1,6 +1,7 @@
 import type { Dim } from "./dims.js";
 import type { TensorData } from "./dtype.js";
 import type { Emitter } from "./emit.js";
+import type { RealProvider } from "./runtime.js";
 import type { ShapeResult } from "./shape.js";
 import type { Tensor } from "./tensor.js";
 
@@ -29,6 +30,8 @@ export interface OpRow {
   plain?(node: Tensor): Tensor;
   /** `onnx` emits operations that only ONNX Runtime knows. */
   extension?: boolean;
+  /** Whether a provider computes `onnx` wrongly for this node, so that `plain` has to be emitted there. */
+  avoid?(node: Tensor, provider: RealProvider): boolean;
   gradient?: Gradient;
 }
 

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { compile } from "./compile.js";
 import type { Precision } from "./emit.js";
 import { input, parameter } from "./tensor.js";
-import { at, largestDifference, matmul, type NDArray, randomFloats } from "./testing.js";
+import { at, largestDifference, matmul, type NDArray, randomFloats, testProvider } from "./testing.js";
 import {
   BLOCK,
   blocksOf,
@@ -86,7 +86,10 @@ function product(x: Float32Array, weight: WeightValue): number[] {
 async function linear(x: Float32Array, weight: WeightValue, precision?: Precision): Promise<Float32Array> {
   const [N, K] = weight.shape;
   const outputs = { y: input("x", ["T", K]).linear(parameter("w", [N, K])) };
-  await using segment = await compile({ outputs }, { weights: weightsFrom({ w: weight }), precision, threads: 1 });
+  await using segment = await compile(
+    { outputs },
+    { weights: weightsFrom({ w: weight }), precision, threads: 1, provider: testProvider() },
+  );
   const { y } = await segment.run({ x: { data: x, dims: [x.length / K, K] } });
   return y.data as Float32Array;
 }
@@ -149,7 +152,11 @@ describe("linear layers", () => {
     const xs = input("x", ["T", K]);
     await using segment = await compile(
       { outputs: { a: xs.linear(a), b: xs.linear(b) } },
-      { weights: weightsFrom({ a: weight, b: weight }), precision: (name) => (name === "a" ? "int8" : "float32") },
+      {
+        weights: weightsFrom({ a: weight, b: weight }),
+        precision: (name) => (name === "a" ? "int8" : "float32"),
+        provider: testProvider(),
+      },
     );
     const both = await segment.run({ x: { data: x, dims: [2, K] } });
     expect(both.a.data).toEqual(int8);
@@ -204,7 +211,7 @@ describe("embedding look-up", () => {
     const rows = embed.gather(input("ids", ["T"], "int64"));
     await using segment = await compile(
       { outputs: { rows, logits: rows.linear(embed) } },
-      { weights: weightsFrom({ embed: table }) },
+      { weights: weightsFrom({ embed: table }), provider: testProvider() },
     );
     const ids = [3, 10, 0, 3];
     const { rows: found } = await segment.run({ ids: { data: ids, dims: [4] } });

@@ -40,6 +40,8 @@ export const attentionOps = rows({
       return q;
     },
     extension: true,
+    // The WebGPU kernel leaves the soft-cap out without a word.
+    avoid: ({ attrs }, provider) => provider === "webgpu" && attrs.softcap !== undefined,
     onnx: fused,
     plain: ({ inputs: [q, k, v, bias], attrs }) => {
       const [Hq, Hkv] = [attrs.heads as number, attrs.kvHeads as number];

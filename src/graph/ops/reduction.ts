@@ -7,6 +7,9 @@ import type { Tensor } from "../tensor.js";
 const FLOATS: readonly DType[] = ["float32", "float16"];
 const NUMBERS: readonly DType[] = ["float32", "float16", "int64", "int32"];
 
+/** The lowest finite numbers: -Infinity less itself is no number. */
+const LOWEST: Partial<Record<DType, number>> = { float32: -3.4e38, float16: -65504 };
+
 function reducedShape(tensor: Tensor, axes: readonly number[], keep: boolean): Dim[] {
   if (keep) return tensor.shape.map((dim, axis) => (axes.includes(axis) ? 1 : dim));
   return tensor.shape.filter((_, axis) => !axes.includes(axis));
@@ -22,7 +25,7 @@ function reduction(op: string, onnxType: string, allowed: readonly DType[] = NUM
     onnx: ({ inputs: [x], attrs }, emitter) => {
       const axes = attrs.axes as number[];
       // ONNX reads "no axes" as "all axes".
-      if (axes.length === 0) return op === "logSumExp" ? emitter.value(x) : emitter.value(x);
+      if (axes.length === 0) return emitter.value(x);
       return emitter.node(onnxType, [emitter.value(x), emitter.ints(axes)], { keepdims: attrs.keep ? 1 : 0 });
     },
   };
@@ -59,7 +62,18 @@ export const reductionOps = rows({
   max: reduction("max", "ReduceMax"),
   min: reduction("min", "ReduceMin"),
   prod: reduction("prod", "ReduceProd"),
-  logSumExp: reduction("logSumExp", "ReduceLogSumExp", FLOATS),
+  logSumExp: {
+    ...reduction("logSumExp", "ReduceLogSumExp", FLOATS),
+    // The WebGPU kernel overflows on numbers above 88.
+    avoid: (_, provider) => provider === "webgpu",
+    plain: ({ inputs: [x], attrs }) => {
+      const axes = attrs.axes as number[];
+      if (axes.length === 0) return x;
+      const top = x.max(axes, { keep: true }).maximum(LOWEST[x.dtype] ?? 0);
+      const sum = x.sub(top).exp().sum(axes, { keep: true }).log().add(top);
+      return attrs.keep ? sum : sum.squeeze(...axes);
+    },
+  },
   argmax: argReduction("argmax", "ArgMax"),
   argmin: argReduction("argmin", "ArgMin"),
   cumsum: {
