@@ -5,7 +5,6 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import {
   type Checkpoint,
   convert,
-  createTokenizer,
   openCheckpoint,
   openSafetensors,
   randomConfig,
@@ -68,8 +67,7 @@ describe.each(CASES)("$name against plain loops", ({ name, config, plain, mutati
 
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), "fovea-plain-"));
-    const files = tinyTokenizer(config.vocab);
-    const tokenizer = createTokenizer(files.tokenizer, files.config);
+    const tokenizer = tinyTokenizer(config.vocab);
     await convert({ name, config, weights: randomWeights(config, 3), tokenizer }, join(folder, "model"));
     checkpoint = await openCheckpoint(join(folder, "model"));
     ids = checkpoint.tokenizer.encode(TEXT).ids;

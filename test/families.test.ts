@@ -6,7 +6,6 @@ import type { WeightSource } from "../src/graph/index.js";
 import {
   type Checkpoint,
   convert,
-  createTokenizer,
   type FamilyName,
   type ModelConfig,
   openCheckpoint,
@@ -197,8 +196,7 @@ describe.each(CASES)("$name against llama.cpp", ({ name, family, fields, mutatio
     folder = await mkdtemp(join(tmpdir(), "fovea-family-"));
     config = randomConfig(family, {}, fields);
     weights = randomWeights(config, 7);
-    const files = tinyTokenizer(config.vocab);
-    const tokenizer = createTokenizer(files.tokenizer, files.config);
+    const tokenizer = tinyTokenizer(config.vocab);
     ids = tokenizer.encode(TEXT).ids;
     await convert({ name, config, weights, tokenizer }, join(folder, "model.gguf"), { type: "f32" });
     await convert({ name, config, weights, tokenizer }, join(folder, "hf"));
@@ -251,6 +249,27 @@ describe.each(CASES)("$name against llama.cpp", ({ name, family, fields, mutatio
     } finally {
       await checkpoint.close();
     }
+  });
+
+  // Both sides round activations too (to float16, or to 8 bits), each in its own way: agreement is looser by that.
+  const types = [
+    ["f16", 0.02],
+    ["q8_0", 0.2],
+  ] as const;
+  it.each(fields ? [] : types)("runs alike from %s weights", async (type, tolerance) => {
+    const file = join(folder, `${type}.gguf`);
+    const tokenizer = tinyTokenizer(config.vocab);
+    await convert({ name, config, weights, tokenizer }, file, { type });
+    const oracle = await openOracle(file, config.vocab);
+    const rows = (await oracle.logits(ids)).map(logSoftmax);
+    await oracle.close();
+    const checkpoint = await openCheckpoint(file);
+    const whole = await compileWhole(checkpoint.config, checkpoint.weights);
+    const ours = await logProbabilities(whole, ids);
+    await whole.segment.release();
+    await checkpoint.close();
+    const mean = ours.map((row, t) => row.reduce((sum, x, v) => sum + Math.abs(x - rows[t][v]), 0) / row.length);
+    expect(mean.reduce((a, b) => a + b) / mean.length).toBeLessThan(tolerance);
   });
 
   it.each(mutations)("mutant: %s", async (mutation) => {

@@ -1,3 +1,4 @@
+import { createTokenizer, type Tokenizer } from "./tokenizer.js";
 import { BYTE_CHARACTERS } from "./tokenizer-align.js";
 
 /** Text from which the merges of the tiny tokenizer are learnt. */
@@ -10,21 +11,15 @@ house there lived an old woman and her cat. Every morning the cat went down to t
 there in the night, and every evening it came back to tell her. One day it did not come back, and so she put on her coat
 and went to look for it. The wind was cold and the sand was wet, but she walked on until she found it.`;
 
-/** The contents of tokenizer.json and tokenizer_config.json. */
-export interface TokenizerFiles {
-  tokenizer: Record<string, unknown>;
-  config: Record<string, unknown>;
-}
-
 /** Tokens of the tiny tokenizer that stand for no text: BOS, EOS. */
 const SPECIAL = ["<|begin|>", "<|end|>"];
 
 /**
  * A small byte-level BPE tokenizer for random models: BOS is 0, EOS is 1, then all bytes, then as many merges learnt
  * from a few sentences as fit. It encodes any text.
- * @param vocab number of tokens, at least 258; where the text gives fewer merges the rest is left out
+ * @param vocab number of tokens, at least 258; where the text gives fewer merges the rest is left out. Default 384
  */
-export function tinyTokenizer(vocab: number): TokenizerFiles {
+export function tinyTokenizer(vocab = 384): Tokenizer {
   const vocabulary: Record<string, number> = {};
   const add = (token: string): void => {
     vocabulary[token] ??= Object.keys(vocabulary).length;
@@ -51,8 +46,8 @@ export function tinyTokenizer(vocab: number): TokenizerFiles {
     normalized: false,
     special: true,
   }));
-  return {
-    tokenizer: {
+  return createTokenizer(
+    {
       version: "1.0",
       truncation: null,
       padding: null,
@@ -74,7 +69,7 @@ export function tinyTokenizer(vocab: number): TokenizerFiles {
         merges,
       },
     },
-    config: {
+    {
       tokenizer_class: "GPT2Tokenizer",
       bos_token: SPECIAL[0],
       eos_token: SPECIAL[1],
@@ -82,7 +77,7 @@ export function tinyTokenizer(vocab: number): TokenizerFiles {
       add_eos_token: false,
       add_prefix_space: false,
     },
-  };
+  );
 }
 
 interface Word {
