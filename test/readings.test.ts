@@ -36,6 +36,13 @@ describe.each(["worker", "calling thread"])("readings, engine in a %s", (where) 
     await reading.close();
   });
 
+  test("a reading goes on by itself when nothing is added", async () => {
+    const reading = await model.read(TEXT);
+    const whole = await model.generate(TEXT, { maxTokens: 6, ignoreEos: true }).result;
+    expect((await reading.generate([], { maxTokens: 6, ignoreEos: true }).result).ids).toEqual(whole.ids);
+    await reading.close();
+  });
+
   test("a fork goes its own way", async () => {
     const reading = await model.read(TEXT);
     const fork = await reading.fork();

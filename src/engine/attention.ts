@@ -319,14 +319,15 @@ type StepBase = Omit<Step, "state">;
 
 /** The step with this method's state: reading and writing `state` goes to the sequence. */
 function bind<S extends object>(step: S, states: unknown[], index: number): S & { state: unknown } {
-  return Object.defineProperty(step, "state", {
-    get: () => states[index],
-    set: (value: unknown) => {
+  return {
+    ...step,
+    get state() {
+      return states[index];
+    },
+    set state(value: unknown) {
       states[index] = value;
     },
-    enumerable: true,
-    configurable: true,
-  }) as S & { state: unknown };
+  };
 }
 
 /** A query scale that depends on the position (log-n scaling) multiplies the rotated queries. */

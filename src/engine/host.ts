@@ -139,7 +139,8 @@ export class Host {
       checkSampling(options);
       const { sequence, prompt } = await this.#begin(ids, reading, methods);
       try {
-        return await this.#generate(sequence, prompt, options, call);
+        const after = reading === undefined ? undefined : this.#last.get(reading);
+        return await this.#generate(sequence, prompt, after, options, call);
       } finally {
         sequence.close();
       }
@@ -375,6 +376,7 @@ export class Host {
   async #generate(
     sequence: Sequence,
     prompt: readonly number[],
+    after: Float32Array | null | undefined,
     options: Operations["generate"]["args"]["options"],
     call: Call<Operations["generate"]["event"]>,
   ): Promise<GenerateResult> {
@@ -384,12 +386,16 @@ export class Host {
     const { tokenizer, config } = this.#checkpoint;
     const random = new Random(seed);
     const begun = performance.now();
-    let logits = await this.#engine.prefill(sequence, prompt, {
-      wanted: "last",
-      reserve: maxTokens,
-      signal: call.signal,
-      onProgress: (progress) => void call.emit({ progress }),
-    });
+    // a reading goes on from its own last row when nothing is added
+    let logits =
+      prompt.length === 0 && after
+        ? after.slice()
+        : await this.#engine.prefill(sequence, prompt, {
+            wanted: "last",
+            reserve: maxTokens,
+            signal: call.signal,
+            onProgress: (progress) => void call.emit({ progress }),
+          });
     const prefilled = performance.now();
     const stream = tokenizer.stream();
     const out = new StopText(stop);
@@ -437,7 +443,7 @@ export class Host {
         prompt_ms: promptMs,
         generated_tokens: ids.length,
         generate_ms: generateMs,
-        prefill_tps: (prompt.length / promptMs) * 1000,
+        prefill_tps: prompt.length === 0 ? 0 : (prompt.length / promptMs) * 1000,
         // the first token comes from the prompt's own logits
         decode_tps: ids.length > 1 ? ((ids.length - 1) / generateMs) * 1000 : 0,
       },
