@@ -97,7 +97,7 @@ function countWords(): Word[] {
   }));
 }
 
-/** The most frequent pair of neighbours that occurs at least twice; of equal ones the first met. */
+/** The most frequent pair of neighbours; of equal ones the first met. */
 function mostFrequentPair(words: readonly Word[]): [string, string] | undefined {
   const counts = new Map<string, { pair: [string, string]; count: number }>();
   for (const { pieces, count } of words) {
@@ -109,7 +109,7 @@ function mostFrequentPair(words: readonly Word[]): [string, string] | undefined 
     }
   }
   let best: { pair: [string, string]; count: number } | undefined;
-  for (const entry of counts.values()) if (entry.count > (best?.count ?? 1)) best = entry;
+  for (const entry of counts.values()) if (entry.count > (best?.count ?? 0)) best = entry;
   return best?.pair;
 }
 
