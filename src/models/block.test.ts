@@ -76,7 +76,7 @@ describe.each(Object.keys(FAMILIES) as FamilyName[])("%s", (family) => {
     const sum = (a: string, b: string): Float32Array => at[a].data.map((x, i) => x + at[b].data[i]);
     expect(worst(at["mid.0"].data, sum("residual.0", "attn_out.0"))).toBeLessThan(1e-5);
     expect(worst(at["residual.1"].data, sum("mid.0", "mlp_out.0"))).toBeLessThan(1e-5);
-    if (!config.learnedPositions) expect(worst(at["residual.0"].data, at.embeddings.data)).toBe(0);
+    expect(worst(at["residual.0"].data, at.embeddings.data)).toBe(0);
     const T = ids.length;
     for (let row = 0; row < config.heads * T; row++) {
       const i = row % T;

@@ -18,7 +18,7 @@ import { rotaryCosSin, rotaryTable } from "./rotary.js";
  * - `mlp_in` [T, d]; `mlp_gate` [T, mlpWidth]: the neurons, as the down projection reads them
  * - `mlp_out` [T, d]: what the MLP adds to the stream
  *
- * Of the whole model: `embeddings` [T, d] (scaled, without positions), `final_norm` [T, d], `logits` [T, V].
+ * Of the whole model: `embeddings` [T, d] (scaled, with learned positions), `final_norm` [T, d], `logits` [T, V].
  */
 export interface ModelGraph {
   /** int64 [T] */
@@ -60,11 +60,11 @@ export function buildModel(config: ModelConfig): ModelGraph {
   const ids = newInput("ids", ["T"], "int64");
   let x = weight("embed").gather(ids); // [T, d]
   if (config.embeddingScale !== 1) x = x.mul(config.embeddingScale);
-  x = tap(x, "embeddings", taps);
   if (config.learnedPositions) {
     const rows = newInput("positions", ["T"], "int64").add(config.learnedPositions.offset);
     x = x.add(weight("embed_positions").gather(rows));
   }
+  x = tap(x, "embeddings", taps);
 
   for (let l = 0; l < config.layers; l++) {
     const at = (name: string): string => `layers.${l}.${name}`;
