@@ -10,7 +10,7 @@ import { spawn } from "node:child_process";
 import { parseArgs } from "node:util";
 import { runCase, targets } from "../test/fuzzing.js";
 
-const SILENCE = 30_000;
+const SILENCE = 120_000;
 
 const { values } = parseArgs({
   options: {
@@ -31,6 +31,8 @@ async function work(first: number): Promise<void> {
       const problem = await runCase(target, seed);
       if (problem) process.stdout.write(`${JSON.stringify({ problem })}\n`);
     }
+    // Lets the garbage that waits for the event loop go.
+    await new Promise((resolve) => setImmediate(resolve));
   }
 }
 

@@ -1,5 +1,6 @@
+import { FoveaError } from "../error.js";
 import { isObject } from "./json.js";
-import { BYTE_CHARACTERS, type Component } from "./tokenizer-align.js";
+import { BYTE_CHARACTERS, type Component, component } from "./tokenizer-align.js";
 import type { LibraryTokenizer } from "./tokenizer-library.js";
 
 /** Turns token ids back into text. */
@@ -31,8 +32,15 @@ export function decoder(
 ): Decoder {
   const steps = flatten(config);
   const has = (type: string): boolean => steps.some((step) => step.type === type);
-  const whole = (ids: readonly number[]): string =>
-    ids.length === 0 ? "" : library.decode([...ids], { clean_up_tokenization_spaces: false });
+  const whole = (ids: readonly number[]): string => {
+    try {
+      return ids.length === 0 ? "" : library.decode([...ids], { clean_up_tokenization_spaces: false });
+    } catch (cause) {
+      throw new FoveaError("bad-file", `tokenizer: its decoder fails: ${cause instanceof Error ? cause.message : ""}`, {
+        cause,
+      });
+    }
+  };
   const piece = (id: number): string | undefined => added.get(id) ?? library.id_to_token(id);
 
   let convert: ((text: string, id: number) => Uint8Array) | undefined;
@@ -73,7 +81,11 @@ export function decoder(
 function flatten(config: Component | null): Component[] {
   if (config === null) return [];
   if (config.type !== "Sequence") return [config];
-  return (Array.isArray(config.decoders) ? config.decoders : []).flatMap((step) => flatten(step as Component));
+  const { decoders } = config;
+  if (!Array.isArray(decoders) || decoders.includes(null)) {
+    throw new FoveaError("bad-file", "tokenizer: the decoder's Sequence.decoders must be a list of decoders");
+  }
+  return decoders.flatMap((step) => flatten(component(step, "Sequence.decoders")));
 }
 
 function patternOf(step: Component | undefined): unknown {

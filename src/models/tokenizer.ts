@@ -524,9 +524,11 @@ function bpeEncoder(model: BpeModel): (word: string) => WordToken[] {
       const id = ids.get(symbol);
       const bytes = id === undefined && model.byte_fallback ? byteTokens(symbol, ids) : undefined;
       if (id !== undefined) tokens.push({ id, from, to: at });
-      else if (bytes)
-        tokens.push(...bytes.map((byte) => ({ id: byte.id, from: from + byte.from, to: from + byte.to })));
-      else if (unknown !== undefined && !(fused && model.fuse_unk)) tokens.push({ id: unknown, from, to: at });
+      else if (bytes) {
+        // A suffix has bytes too, but no characters.
+        const clamp = (n: number): number => Math.min(from + n, at);
+        tokens.push(...bytes.map((byte) => ({ id: byte.id, from: clamp(byte.from), to: clamp(byte.to) })));
+      } else if (unknown !== undefined && !(fused && model.fuse_unk)) tokens.push({ id: unknown, from, to: at });
       else if (tokens.length > 0) {
         // Characters without a token belong to the one before.
         tokens[tokens.length - 1].to = at;
