@@ -4,7 +4,7 @@
 export const CONTROL_BYTES = 65_536;
 /** The job's fields, as an index into 32-bit words. */
 export const JOB = 320 / 4;
-export const SCRATCH_BYTES = 75_776;
+export const SCRATCH_BYTES = 121_216;
 
 /** Tokens of a page. */
 export const PAGE = 16;

@@ -22,6 +22,12 @@ function roundedBits(x: v128): v128 {
   return i32x4.sub(f32x4.add(x, f32x4.splat(12582912.0)), i32x4.splat(0x4b400000));
 }
 
+// @ts-ignore: decorator
+@inline
+function bf16(at: usize): f32 {
+  return reinterpret<f32>(<u32>load<u16>(at) << 16);
+}
+
 /** bf16 bits (in i32 lanes) nearest to x */
 // @ts-ignore: decorator
 @inline
@@ -66,28 +72,38 @@ function loadSteps(steps: usize): v128 {
 function quantiseKeys(source: usize, stride: usize, count: i32, dim: i32, page: usize): void {
   const middles = page + <usize>(dim * 16);
   const steps = middles + <usize>(dim * 2);
-  for (let c = 0; c < dim; c += 4) {
+  for (let c = 0; c < dim; c += 8) {
     let row = source + (<usize>c << 2);
     const first = row;
-    let lo = v128.load(row);
-    let hi = lo;
+    let lo0 = v128.load(row);
+    let hi0 = lo0;
+    let lo1 = v128.load(row, 16);
+    let hi1 = lo1;
     for (let t = 1; t < count; t++) {
       row += stride;
       const x = v128.load(row);
-      lo = f32x4.pmin(lo, x);
-      hi = f32x4.pmax(hi, x);
+      const y = v128.load(row, 16);
+      lo0 = f32x4.pmin(lo0, x);
+      hi0 = f32x4.pmax(hi0, x);
+      lo1 = f32x4.pmin(lo1, y);
+      hi1 = f32x4.pmax(hi1, y);
     }
     const at = <usize>(c << 1);
-    const middle = storeBounds(lo, hi, middles + at, steps + at);
-    const inverse = inverseOf(loadSteps(steps + at));
+    const m0 = storeBounds(lo0, hi0, middles + at, steps + at);
+    const m1 = storeBounds(lo1, hi1, middles + at + 8, steps + at + 8);
+    const i0 = inverseOf(loadSteps(steps + at));
+    const i1 = inverseOf(loadSteps(steps + at + 8));
     row = first;
     let to = page + (<usize>c << 4);
     for (let t = 0; t < 16; t++) {
-      const codes = roundedBits(f32x4.mul(f32x4.sub(v128.load(row), middle), inverse));
-      const halves = i16x8.narrow_i32x4_s(codes, codes);
-      const bytes = i8x16.narrow_i16x8_s(halves, halves);
-      v128.store16_lane(to, bytes, 0);
-      v128.store16_lane(to, bytes, 1, 32);
+      const a = roundedBits(f32x4.mul(f32x4.sub(v128.load(row), m0), i0));
+      const b = roundedBits(f32x4.mul(f32x4.sub(v128.load(row, 16), m1), i1));
+      // bytes of channel c + p and c + p + 4 side by side, in the low half of lane p
+      const pairs = v128.or(v128.and(a, i32x4.splat(0xff)), i32x4.shl(b, 8));
+      v128.store16_lane(to, pairs, 0);
+      v128.store16_lane(to, pairs, 2, 32);
+      v128.store16_lane(to, pairs, 4, 64);
+      v128.store16_lane(to, pairs, 6, 96);
       to += 2;
       if (t + 1 < count) row += stride;
     }
@@ -97,7 +113,9 @@ function quantiseKeys(source: usize, stride: usize, count: i32, dim: i32, page: 
 /** Codes of one channel's 16 tokens */
 // @ts-ignore: decorator
 @inline
-function channelCodes(from: usize, middle: v128, inverse: v128): v128 {
+function channelCodes(from: usize, middleAt: usize, stepAt: usize): v128 {
+  const middle = f32x4.splat(bf16(middleAt));
+  const inverse = inverseOf(f32x4.splat(bf16(stepAt)));
   const a = roundedBits(f32x4.mul(f32x4.sub(v128.load(from), middle), inverse));
   const b = roundedBits(f32x4.mul(f32x4.sub(v128.load(from, 16), middle), inverse));
   const c = roundedBits(f32x4.mul(f32x4.sub(v128.load(from, 32), middle), inverse));
@@ -132,6 +150,14 @@ function greatest(a: v128, b: v128, c: v128, d: v128): v128 {
   return f32x4.pmax(v128.shuffle<u32>(ab, cd, 0, 1, 4, 5), v128.shuffle<u32>(ab, cd, 2, 3, 6, 7));
 }
 
+/** Interleaves the codes of two channels into a row of pairs. */
+// @ts-ignore: decorator
+@inline
+function storePairs(to: usize, a: v128, b: v128): void {
+  v128.store(to, v128.shuffle<u8>(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+  v128.store(to, v128.shuffle<u8>(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), 16);
+}
+
 /** Quantises a full float32 page of keys, [D][16], into an int8 page: the same bytes as from rows. */
 function sealKeys(open: usize, dim: i32, page: usize): void {
   const middles = page + <usize>(dim * 16);
@@ -141,17 +167,15 @@ function sealKeys(open: usize, dim: i32, page: usize): void {
     const lo = least(low(from), low(from + 64), low(from + 128), low(from + 192));
     const hi = greatest(high(from), high(from + 64), high(from + 128), high(from + 192));
     const at = <usize>(c << 1);
-    const m = storeBounds(lo, hi, middles + at, steps + at);
-    const i = inverseOf(loadSteps(steps + at));
-    const c0 = channelCodes(from, v128.shuffle<u32>(m, m, 0, 0, 0, 0), v128.shuffle<u32>(i, i, 0, 0, 0, 0));
-    const c1 = channelCodes(from + 64, v128.shuffle<u32>(m, m, 1, 1, 1, 1), v128.shuffle<u32>(i, i, 1, 1, 1, 1));
-    const c2 = channelCodes(from + 128, v128.shuffle<u32>(m, m, 2, 2, 2, 2), v128.shuffle<u32>(i, i, 2, 2, 2, 2));
-    const c3 = channelCodes(from + 192, v128.shuffle<u32>(m, m, 3, 3, 3, 3), v128.shuffle<u32>(i, i, 3, 3, 3, 3));
-    const to = page + (<usize>c << 4);
-    v128.store(to, v128.shuffle<u8>(c0, c1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
-    v128.store(to, v128.shuffle<u8>(c0, c1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), 16);
-    v128.store(to, v128.shuffle<u8>(c2, c3, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), 32);
-    v128.store(to, v128.shuffle<u8>(c2, c3, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), 48);
+    storeBounds(lo, hi, middles + at, steps + at);
+  }
+  for (let c = 0; c < dim; c += 8) {
+    let from = open + (<usize>c << 6);
+    let to = page + (<usize>c << 4);
+    let at = <usize>(c << 1);
+    for (let p = 0; p < 4; p++, from += 64, to += 32, at += 2) {
+      storePairs(to, channelCodes(from, middles + at, steps + at), channelCodes(from + 256, middles + at + 8, steps + at + 8));
+    }
   }
 }
 
@@ -238,12 +262,6 @@ export function appendTask(task: i32): void {
   quantiseValues(openV, bytes, 16, valueDim, sealV);
 }
 
-// @ts-ignore: decorator
-@inline
-function bf16(at: usize): f32 {
-  return reinterpret<f32>(<u32>load<u16>(at) << 16);
-}
-
 function readKeys(k: u32, live: u32, dim: i32, to: usize): void {
   if (k & 1) {
     const page = <usize>(k - 1);
@@ -251,10 +269,12 @@ function readKeys(k: u32, live: u32, dim: i32, to: usize): void {
     const steps = middles + <usize>(dim * 2);
     for (let m = live; m != 0; m &= m - 1) {
       let from = page + (<usize>ctz(m) << 1);
-      for (let c = 0; c < dim; c += 2, from += 32, to += 8) {
-        const at = <usize>c << 1;
-        store<f32>(to, bf16(middles + at) + bf16(steps + at) * <f32>load<i8>(from));
-        store<f32>(to, bf16(middles + at + 2) + bf16(steps + at + 2) * <f32>load<i8>(from, 1), 4);
+      for (let c = 0; c < dim; c += 8, to += 16) {
+        let at = <usize>c << 1;
+        for (let p = 0; p < 4; p++, at += 2, from += 32, to += 4) {
+          store<f32>(to, bf16(middles + at) + bf16(steps + at) * <f32>load<i8>(from));
+          store<f32>(to, bf16(middles + at + 8) + bf16(steps + at + 8) * <f32>load<i8>(from, 1), 16);
+        }
       }
     }
     return;

@@ -43,6 +43,7 @@ import {
   S_QUERY_SCALED,
   S_STEPS,
   S_SUM,
+  S_SUMS,
   S_VALUES,
   S_WEIGHTS,
   S_WEIGHT_SCALE,
@@ -50,11 +51,11 @@ import {
   field,
   fieldF32,
 } from "./layout";
-import { exp4, expf, logf, maxLane, mulAdd, softcap4, sumLanes } from "./math";
+import { expNegative4, expf, logf, maxLane, mulAdd, softcap4, sumLanes } from "./math";
 import { sumPageFloat, sumPagesInt8 } from "./values";
 
 // One task is (part of a KV head's query group, chunk of its entries, row): up to 8 queries over up to 64 pages.
-// A chunk is read block by block: logits of 16 pages, softmax with a running maximum, values.
+// A chunk is read in three passes: logits of all its keys, softmax, values.
 
 /** The largest magnitude of quantised queries and weights. */
 const LARGEST: f32 = 32700;
@@ -87,7 +88,7 @@ function withinLimits(slots: u32, base: i32, from: i32, to: i32): u32 {
   return (slots & 0xffff0000) | read;
 }
 
-/** Collects the entries of a block that are read into S_ENTRIES; returns their number. */
+/** Collects the entries of a chunk that are read into S_ENTRIES; returns their number. */
 function gather(entries: usize, count: i32, limits: usize, scratch: usize): i32 {
   let to = scratch + S_ENTRIES;
   const start = to;
@@ -112,7 +113,7 @@ function loadQueries(from: usize, group: i32, dim: i32, scratch: usize): void {
   }
 }
 
-/** Chooses the integer scale of each query for a block: its largest product with a channel's largest step. */
+/** Chooses the integer scale of each query for a chunk: its largest product with a channel's largest step. */
 function scaleQueries(group: i32, dim: i32, scratch: usize): void {
   const bytes = <usize>dim << 2;
   const steps = scratch + S_STEPS;
@@ -132,8 +133,8 @@ function scaleQueries(group: i32, dim: i32, scratch: usize): void {
   }
 }
 
-/** Raw logits of the block's entries into S_LOGITS. */
-function scoreBlock(n: i32, group: i32, dim: i32, scratch: usize): void {
+/** Raw logits of the chunk's entries into S_LOGITS. */
+function scoreChunk(n: i32, group: i32, dim: i32, scratch: usize): void {
   const list = scratch + S_ENTRIES;
   const end = list + (<usize>n << 4);
   let quantised = false;
@@ -172,8 +173,8 @@ function addBias(logits: usize, bias: usize, live: u32): void {
   }
 }
 
-/** Soft-cap, bias and mask of the block's logits. `bias`: that of the first query, or 0. */
-function editBlock(n: i32, group: i32, scratch: usize, bias: usize): void {
+/** Soft-cap, bias and mask of the chunk's logits. `bias`: that of the first query, or 0. */
+export function editChunk(n: i32, group: i32, scratch: usize, bias: usize): void {
   const cap = fieldF32(F_SOFTCAP);
   const list = scratch + S_ENTRIES;
   for (let g = 0; g < group; g++) {
@@ -195,41 +196,46 @@ function editBlock(n: i32, group: i32, scratch: usize, bias: usize): void {
   }
 }
 
-/** Lists the block's int8 pages of values in S_VALUES; returns their number. */
-function listValues(n: i32, scratch: usize): i32 {
-  let to = scratch + S_VALUES;
-  const start = to;
-  for (let i = 0; i < n; i++) {
+/** Lists the int8 pages of values of entries [from, to) in S_VALUES; returns their number. */
+function listValues(from: i32, to: i32, scratch: usize): i32 {
+  let at = scratch + S_VALUES;
+  const start = at;
+  for (let i = from; i < to; i++) {
     const v = load<u32>(scratch + S_ENTRIES + (<usize>i << 4), 4);
     if (v & 1) {
-      store<u32>(to, v - 1);
-      store<u32>(to, <u32>i << 5, 4);
-      to += 8;
+      store<u32>(at, v - 1);
+      store<u32>(at, <u32>i << 5, 4);
+      at += 8;
     }
   }
-  return <i32>((to - start) >> 3);
+  return <i32>((at - start) >> 3);
 }
 
-/** Weights f32 of a row to i16 of one scale; pages of float32 values keep theirs in S_LOGITS. */
-// @ts-ignore: decorator
-@inline
-function quantiseWeights(row: usize, weights: usize, n: i32, largest: f32, scale: usize): void {
-  store<f32>(scale, largest / LARGEST);
-  const f = f32x4.splat(largest > 0 ? LARGEST / largest : 0);
-  const end = row + (<usize>n << 6);
+/**
+ * Weights f32 of a row of n entries to i16, with a scale for each block; those of float32 pages, which S_LOGITS keeps,
+ * come out as numbers that nobody reads. `largest`: vectors of each block's largest magnitudes.
+ */
+function quantiseWeights(row: usize, weights: usize, n: i32, largest: usize, scales: usize): void {
   const magic = f32x4.splat(12582912.0);
   const bits = i32x4.splat(0x4b400000);
-  for (let at = row; at < end; at += 32, weights += 16) {
-    const a = i32x4.sub(f32x4.add(f32x4.mul(v128.load(at), f), magic), bits);
-    const b = i32x4.sub(f32x4.add(f32x4.mul(v128.load(at, 16), f), magic), bits);
-    v128.store(weights, i16x8.narrow_i32x4_s(a, b));
+  for (let from = 0; from < n; from += BLOCK, largest += 16, scales += 32) {
+    const m = maxLane(v128.load(largest));
+    store<f32>(scales, m / LARGEST);
+    const f = f32x4.splat(m > 0 ? LARGEST / m : 0);
+    const end = row + (<usize>min(BLOCK, n - from) << 6);
+    for (; row < end; row += 32, weights += 16) {
+      const a = i32x4.sub(f32x4.add(f32x4.mul(v128.load(row), f), magic), bits);
+      const b = i32x4.sub(f32x4.add(f32x4.mul(v128.load(row, 16), f), magic), bits);
+      v128.store(weights, i16x8.narrow_i32x4_s(a, b));
+    }
   }
 }
 
-/** Softmax of the block's logits against the running maximum; weights to S_WEIGHTS and S_LOGITS; rescales the output. */
-function softmaxBlock(n: i32, group: i32, dim: i32, scratch: usize): void {
+/** Softmax of the chunk's logits: weights to S_WEIGHTS (int8 pages) and S_LOGITS (float32 pages), S_MAX and S_SUM. */
+function softmaxChunk(n: i32, group: i32, dim: i32, scratch: usize): void {
   const list = scratch + S_ENTRIES;
   const scales = <usize>dim << 4;
+  const largest = scratch + S_SUMS; // free until the values are summed
   for (let g = 0; g < group; g++) {
     const row = scratch + S_LOGITS + <usize>g * LOGIT_ROW;
     const end = row + (<usize>n << 6);
@@ -240,52 +246,49 @@ function softmaxBlock(n: i32, group: i32, dim: i32, scratch: usize): void {
       top = f32x4.pmax(top, f32x4.pmax(a, b));
     }
     const state = <usize>g << 2;
-    const before = load<f32>(scratch + S_MAX + state);
-    const maximum = max(before, maxLane(top));
-    let weightMax: f32 = 0;
+    const maximum = maxLane(top);
+    store<f32>(scratch + S_MAX + state, maximum);
     if (maximum == -Infinity) {
       memory.fill(row, 0, <usize>n << 6);
+      memory.fill(largest, 0, 64);
     } else {
       const m = f32x4.splat(maximum);
       let sum = f32x4.splat(0);
-      let largest = f32x4.splat(0);
       let e = list;
-      for (let at = row; at < end; at += 64, e += 16) {
-        const a = exp4(f32x4.sub(v128.load(at), m));
-        const b = exp4(f32x4.sub(v128.load(at, 16), m));
-        const c = exp4(f32x4.sub(v128.load(at, 32), m));
-        const d = exp4(f32x4.sub(v128.load(at, 48), m));
-        sum = f32x4.add(sum, f32x4.add(f32x4.add(a, b), f32x4.add(c, d)));
-        const v = load<u32>(e, 4);
-        if (v & 1) {
-          const s = <usize>(v - 1) + scales;
-          const wa = f32x4.mul(a, v128.load(s));
-          const wb = f32x4.mul(b, v128.load(s, 16));
-          const wc = f32x4.mul(c, v128.load(s, 32));
-          const wd = f32x4.mul(d, v128.load(s, 48));
-          largest = f32x4.pmax(largest, f32x4.pmax(f32x4.pmax(wa, wb), f32x4.pmax(wc, wd)));
-          v128.store(at, wa);
-          v128.store(at, wb, 16);
-          v128.store(at, wc, 32);
-          v128.store(at, wd, 48);
-        } else {
-          v128.store(at, a);
-          v128.store(at, b, 16);
-          v128.store(at, c, 32);
-          v128.store(at, d, 48);
+      let to = largest;
+      for (let at = row; at < end; to += 16) {
+        const stop = min(end, at + (BLOCK << 6));
+        let most = f32x4.splat(0);
+        for (; at < stop; at += 64, e += 16) {
+          const a = expNegative4(f32x4.sub(v128.load(at), m));
+          const b = expNegative4(f32x4.sub(v128.load(at, 16), m));
+          const c = expNegative4(f32x4.sub(v128.load(at, 32), m));
+          const d = expNegative4(f32x4.sub(v128.load(at, 48), m));
+          sum = f32x4.add(sum, f32x4.add(f32x4.add(a, b), f32x4.add(c, d)));
+          const v = load<u32>(e, 4);
+          if (v & 1) {
+            const s = <usize>(v - 1) + scales;
+            const wa = f32x4.mul(a, v128.load(s));
+            const wb = f32x4.mul(b, v128.load(s, 16));
+            const wc = f32x4.mul(c, v128.load(s, 32));
+            const wd = f32x4.mul(d, v128.load(s, 48));
+            most = f32x4.pmax(most, f32x4.pmax(f32x4.pmax(wa, wb), f32x4.pmax(wc, wd)));
+            v128.store(at, wa);
+            v128.store(at, wb, 16);
+            v128.store(at, wc, 32);
+            v128.store(at, wd, 48);
+          } else {
+            v128.store(at, a);
+            v128.store(at, b, 16);
+            v128.store(at, c, 32);
+            v128.store(at, d, 48);
+          }
         }
+        v128.store(to, most);
       }
-      const alpha = expf(before - maximum);
-      store<f32>(scratch + S_MAX + state, maximum);
-      store<f32>(scratch + S_SUM + state, load<f32>(scratch + S_SUM + state) * alpha + sumLanes(sum));
-      if (alpha != 1) {
-        const out = scratch + S_OUT + <usize>g * OUT_ROW;
-        const a = f32x4.splat(alpha);
-        for (let at: usize = 0; at < <usize>dim << 2; at += 16) v128.store(out + at, f32x4.mul(v128.load(out + at), a));
-      }
-      weightMax = maxLane(largest);
+      store<f32>(scratch + S_SUM + state, sumLanes(sum));
     }
-    quantiseWeights(row, scratch + S_WEIGHTS + <usize>g * WEIGHT_ROW, n, weightMax, scratch + S_WEIGHT_SCALE + state);
+    quantiseWeights(row, scratch + S_WEIGHTS + <usize>g * WEIGHT_ROW, n, largest, scratch + S_WEIGHT_SCALE + state);
   }
 }
 
@@ -293,27 +296,25 @@ function softmaxBlock(n: i32, group: i32, dim: i32, scratch: usize): void {
 function givenWeights(n: i32, group: i32, dim: i32, scratch: usize, from: usize, rowBytes: usize): void {
   const list = scratch + S_ENTRIES;
   const scales = <usize>dim << 4;
+  const largest = scratch + S_SUMS;
   for (let g = 0; g < group; g++, from += rowBytes) {
     const row = scratch + S_LOGITS + <usize>g * LOGIT_ROW;
-    let largest: f32 = 0;
+    memory.fill(row, 0, <usize>n << 6);
+    memory.fill(largest, 0, 64);
     for (let i = 0; i < n; i++) {
       const e = list + (<usize>i << 4);
       const slots = load<u32>(e, 8);
       const v = load<u32>(e, 4);
       const at = row + (<usize>i << 6);
+      const most = largest + (<usize>(i / BLOCK) << 4);
       let w = from + (<usize>load<u32>(e, 12) << 2);
-      const zero = f32x4.splat(0);
-      v128.store(at, zero);
-      v128.store(at, zero, 16);
-      v128.store(at, zero, 32);
-      v128.store(at, zero, 48);
       for (let m = slots >> 16; m != 0; m &= m - 1, w += 4) {
         const t = <usize>ctz(m) << 2;
         if (((slots >> (<u32>t >> 2)) & 1) == 0) continue;
         let x = load<f32>(w);
         if (v & 1) {
           x *= load<f32>(<usize>(v - 1) + scales + t);
-          largest = max(largest, abs(x));
+          store<f32>(most, max(load<f32>(most), abs(x)));
         }
         store<f32>(at + t, x);
       }
@@ -322,18 +323,23 @@ function givenWeights(n: i32, group: i32, dim: i32, scratch: usize, from: usize,
   }
 }
 
-function sumBlock(n: i32, group: i32, dim: i32, scratch: usize): void {
-  const quantised = listValues(n, scratch);
-  if (quantised > 0) sumPagesInt8(quantised, dim, group, scratch, scratch + S_WEIGHT_SCALE);
-  if (quantised == n) return;
-  for (let i = 0; i < n; i++) {
-    const e = scratch + S_ENTRIES + (<usize>i << 4);
-    const v = load<u32>(e, 4);
-    if (!(v & 1)) sumPageFloat(<usize>v, dim, group, scratch, <usize>i << 6, load<u32>(e, 8) & 0xffff);
+/** Adds the chunk's weighted values to S_OUT, a block at a time. */
+function sumChunk(n: i32, group: i32, dim: i32, scratch: usize): void {
+  let scales = scratch + S_WEIGHT_SCALE;
+  for (let from = 0; from < n; from += BLOCK, scales += 32) {
+    const to = min(n, from + BLOCK);
+    const quantised = listValues(from, to, scratch);
+    if (quantised > 0) sumPagesInt8(quantised, dim, group, scratch, scales);
+    if (quantised == to - from) continue;
+    for (let i = from; i < to; i++) {
+      const e = scratch + S_ENTRIES + (<usize>i << 4);
+      const v = load<u32>(e, 4);
+      if (!(v & 1)) sumPageFloat(<usize>v, dim, group, scratch, <usize>i << 6, load<u32>(e, 8) & 0xffff);
+    }
   }
 }
 
-/** Writes the block's logits to the rows of the result, in the order of stored entries. */
+/** Writes the chunk's logits to the rows of the result, in the order of stored entries. */
 function writeLogits(n: i32, group: i32, scratch: usize, to: usize, rowBytes: usize): void {
   for (let g = 0; g < group; g++, to += rowBytes) {
     const row = scratch + S_LOGITS + <usize>g * LOGIT_ROW;
@@ -391,25 +397,21 @@ export function attendTask(task: i32, scratch: usize): void {
   memory.fill(scratch + S_SUM, 0, 32);
   for (let g: usize = 0; g < 32; g += 4) store<f32>(scratch + S_MAX + g, -Infinity);
   for (let g = 0; g < group; g++) memory.fill(scratch + S_OUT + <usize>g * OUT_ROW, 0, <usize>valueDim << 2);
-  if (first < last && kind != SUM) {
-    const q = <usize>field(F_QUERY) + (<usize>((row * queryHeads + queryHead) * keyDim) << 2);
-    loadQueries(q, group, keyDim, scratch);
-  }
-  for (let from = first; from < last; from += BLOCK) {
-    const n = gather(entries + <usize>from * ENTRY_BYTES, min(BLOCK, last - from), limits, scratch);
-    if (n == 0) continue;
+  const n = first < last ? gather(entries + <usize>first * ENTRY_BYTES, last - first, limits, scratch) : 0;
+  if (n > 0) {
     if (kind == SUM) {
       givenWeights(n, group, valueDim, scratch, logits, rowBytes);
     } else {
-      scoreBlock(n, group, keyDim, scratch);
-      editBlock(n, group, scratch, bias);
+      loadQueries(<usize>field(F_QUERY) + (<usize>((row * queryHeads + queryHead) * keyDim) << 2), group, keyDim, scratch);
+      scoreChunk(n, group, keyDim, scratch);
+      editChunk(n, group, scratch, bias);
       if (kind == SCORES) {
         writeLogits(n, group, scratch, logits, rowBytes);
-        continue;
+        return;
       }
-      softmaxBlock(n, group, valueDim, scratch);
+      softmaxChunk(n, group, valueDim, scratch);
     }
-    sumBlock(n, group, valueDim, scratch);
+    sumChunk(n, group, valueDim, scratch);
   }
   if (kind == SCORES) return;
   const partial = <usize>field(F_PARTIALS) + <usize>((unit * rows + row) * chunks + chunk) * partialBytes();

@@ -1,7 +1,8 @@
 import { CODE_ROW, LOGIT_ROW, QUERY_ROW as ROW, S_CODES, S_LOGITS, S_QUERY, S_QUERY_SCALED } from "./layout";
 import { bf16High, bf16Low, dotAdd, mulAdd } from "./math";
 
-// A page of int8 keys: codes i8 [D/2][16 tokens][2 channels], middle bf16 [D], step bf16 [D]; key = middle + step * code.
+// A page of int8 keys: codes i8 [D/8][4 pairs][16 tokens][2 channels], middle bf16 [D], step bf16 [D]; key = middle +
+// step * code. A pair is channels c and c + 4 of a group of 8: that is how two vectors of queries interleave.
 // A page of float32 keys: f32 [D][16 tokens].
 
 /** Widens `largest` [D] to the page's steps. */
@@ -17,20 +18,14 @@ export function maxSteps(page: usize, dim: i32, largest: usize): void {
   }
 }
 
-/** Rounds a float below 2^15 to an integer in the low bits of its lane (with the magic's bits above). */
+/** Codes of 8 channels of one query, rounded by adding 1.5 * 2^23, which leaves the integer in a float's low bits. */
 // @ts-ignore: decorator
 @inline
-function rounded(x: v128): v128 {
-  return i32x4.sub(f32x4.add(x, f32x4.splat(12582912.0)), i32x4.splat(0x4b400000));
-}
-
-// @ts-ignore: decorator
-@inline
-function codesOf(query: usize, codes: usize, offset: v128, m0: v128, m1: v128, s0: v128, s1: v128): v128 {
-  const a = rounded(f32x4.mul(v128.load(query, S_QUERY_SCALED), s0));
-  const b = rounded(f32x4.mul(v128.load(query, S_QUERY_SCALED + 16), s1));
-  v128.store(codes, i16x8.narrow_i32x4_s(a, b));
-  return mulAdd(mulAdd(offset, v128.load(query, S_QUERY), m0), v128.load(query, S_QUERY + 16), m1);
+function codesOf(a: v128, b: v128, s0: v128, s1: v128): v128 {
+  const magic = f32x4.splat(12582912.0);
+  const low = f32x4.add(f32x4.mul(a, s0), magic);
+  const high = i32x4.shl(f32x4.add(f32x4.mul(b, s1), magic), 16);
+  return v128.shuffle<u16>(low, high, 0, 9, 2, 11, 4, 13, 6, 15);
 }
 
 // @ts-ignore: decorator
@@ -72,10 +67,20 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
     const m1 = bf16High(m);
     const s0 = bf16Low(s);
     const s1 = bf16High(s);
-    o0 = codesOf(q, c, o0, m0, m1, s0, s1);
-    if (N > 1) o1 = codesOf(q + ROW, c + CODE_ROW, o1, m0, m1, s0, s1);
-    if (N > 2) o2 = codesOf(q + 2 * ROW, c + 2 * CODE_ROW, o2, m0, m1, s0, s1);
-    if (N > 3) o3 = codesOf(q + 3 * ROW, c + 3 * CODE_ROW, o3, m0, m1, s0, s1);
+    v128.store(c, codesOf(v128.load(q, S_QUERY_SCALED), v128.load(q, S_QUERY_SCALED + 16), s0, s1));
+    o0 = mulAdd(mulAdd(o0, v128.load(q, S_QUERY), m0), v128.load(q, S_QUERY + 16), m1);
+    if (N > 1) {
+      v128.store(c, codesOf(v128.load(q, S_QUERY_SCALED + ROW), v128.load(q, S_QUERY_SCALED + 16 + ROW), s0, s1), CODE_ROW);
+      o1 = mulAdd(mulAdd(o1, v128.load(q, S_QUERY + ROW), m0), v128.load(q, S_QUERY + 16 + ROW), m1);
+    }
+    if (N > 2) {
+      v128.store(c, codesOf(v128.load(q, S_QUERY_SCALED + 2 * ROW), v128.load(q, S_QUERY_SCALED + 16 + 2 * ROW), s0, s1), 2 * CODE_ROW);
+      o2 = mulAdd(mulAdd(o2, v128.load(q, S_QUERY + 2 * ROW), m0), v128.load(q, S_QUERY + 16 + 2 * ROW), m1);
+    }
+    if (N > 3) {
+      v128.store(c, codesOf(v128.load(q, S_QUERY_SCALED + 3 * ROW), v128.load(q, S_QUERY_SCALED + 16 + 3 * ROW), s0, s1), 3 * CODE_ROW);
+      o3 = mulAdd(mulAdd(o3, v128.load(q, S_QUERY + 3 * ROW), m0), v128.load(q, S_QUERY + 16 + 3 * ROW), m1);
+    }
     header += 16;
     q += 32;
     c += 16;
@@ -89,6 +94,7 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
   const k1 = v128.load32_splat(scales, 4);
   const k2 = v128.load32_splat(scales, 8);
   const k3 = v128.load32_splat(scales, 12);
+  // The loops are not unrolled: V8 moves the loads of a block to its start, and more of them than registers would spill.
   if (N <= 2) {
     let a0 = zero;
     let a1 = zero;
@@ -99,35 +105,23 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
     let b2 = zero;
     let b3 = zero;
     let k = page;
-    for (c = codes; c < last; c += 8, k += 64) {
-      let x = v128.load32_splat(c);
-      let y = v128.load32_splat(c, CODE_ROW);
-      let t = v128.load8x8_s(k);
-      a0 = dotAdd(a0, t, x);
-      if (N > 1) b0 = dotAdd(b0, t, y);
-      t = v128.load8x8_s(k, 8);
-      a1 = dotAdd(a1, t, x);
-      if (N > 1) b1 = dotAdd(b1, t, y);
-      t = v128.load8x8_s(k, 16);
-      a2 = dotAdd(a2, t, x);
-      if (N > 1) b2 = dotAdd(b2, t, y);
-      t = v128.load8x8_s(k, 24);
-      a3 = dotAdd(a3, t, x);
-      if (N > 1) b3 = dotAdd(b3, t, y);
-      x = v128.load32_splat(c, 4);
-      y = v128.load32_splat(c, CODE_ROW + 4);
-      t = v128.load8x8_s(k, 32);
-      a0 = dotAdd(a0, t, x);
-      if (N > 1) b0 = dotAdd(b0, t, y);
-      t = v128.load8x8_s(k, 40);
-      a1 = dotAdd(a1, t, x);
-      if (N > 1) b1 = dotAdd(b1, t, y);
-      t = v128.load8x8_s(k, 48);
-      a2 = dotAdd(a2, t, x);
-      if (N > 1) b2 = dotAdd(b2, t, y);
-      t = v128.load8x8_s(k, 56);
-      a3 = dotAdd(a3, t, x);
-      if (N > 1) b3 = dotAdd(b3, t, y);
+    for (c = codes; c < last; c += 4, k += 32) {
+      const x = v128.load32_splat(c);
+      const t0 = v128.load8x8_s(k);
+      const t1 = v128.load8x8_s(k, 8);
+      const t2 = v128.load8x8_s(k, 16);
+      const t3 = v128.load8x8_s(k, 24);
+      a0 = dotAdd(a0, t0, x);
+      a1 = dotAdd(a1, t1, x);
+      a2 = dotAdd(a2, t2, x);
+      a3 = dotAdd(a3, t3, x);
+      if (N > 1) {
+        const y = v128.load32_splat(c, CODE_ROW);
+        b0 = dotAdd(b0, t0, y);
+        b1 = dotAdd(b1, t1, y);
+        b2 = dotAdd(b2, t2, y);
+        b3 = dotAdd(b3, t3, y);
+      }
     }
     v128.store(out, logits(a0, k0, o0));
     v128.store(out, logits(a1, k0, o0), 16);
@@ -152,70 +146,22 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
     let d0 = zero;
     let d1 = zero;
     let k = page + half;
-    for (c = codes; c < last; c += 16, k += 128) {
-      let t = v128.load8x8_s(k);
-      let w = v128.load8x8_s(k, 8);
-      let x = v128.load32_splat(c);
+    for (c = codes; c < last; c += 4, k += 32) {
+      const t = v128.load8x8_s(k);
+      const w = v128.load8x8_s(k, 8);
+      const x = v128.load32_splat(c);
       a0 = dotAdd(a0, t, x);
       a1 = dotAdd(a1, w, x);
-      x = v128.load32_splat(c, CODE_ROW);
-      b0 = dotAdd(b0, t, x);
-      b1 = dotAdd(b1, w, x);
-      x = v128.load32_splat(c, 2 * CODE_ROW);
-      c0 = dotAdd(c0, t, x);
-      c1 = dotAdd(c1, w, x);
+      const y = v128.load32_splat(c, CODE_ROW);
+      b0 = dotAdd(b0, t, y);
+      b1 = dotAdd(b1, w, y);
+      const z = v128.load32_splat(c, 2 * CODE_ROW);
+      c0 = dotAdd(c0, t, z);
+      c1 = dotAdd(c1, w, z);
       if (N > 3) {
-        x = v128.load32_splat(c, 3 * CODE_ROW);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, w, x);
-      }
-      t = v128.load8x8_s(k, 32);
-      w = v128.load8x8_s(k, 40);
-      x = v128.load32_splat(c, 4);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, w, x);
-      x = v128.load32_splat(c, CODE_ROW + 4);
-      b0 = dotAdd(b0, t, x);
-      b1 = dotAdd(b1, w, x);
-      x = v128.load32_splat(c, 2 * CODE_ROW + 4);
-      c0 = dotAdd(c0, t, x);
-      c1 = dotAdd(c1, w, x);
-      if (N > 3) {
-        x = v128.load32_splat(c, 3 * CODE_ROW + 4);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, w, x);
-      }
-      t = v128.load8x8_s(k, 64);
-      w = v128.load8x8_s(k, 72);
-      x = v128.load32_splat(c, 8);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, w, x);
-      x = v128.load32_splat(c, CODE_ROW + 8);
-      b0 = dotAdd(b0, t, x);
-      b1 = dotAdd(b1, w, x);
-      x = v128.load32_splat(c, 2 * CODE_ROW + 8);
-      c0 = dotAdd(c0, t, x);
-      c1 = dotAdd(c1, w, x);
-      if (N > 3) {
-        x = v128.load32_splat(c, 3 * CODE_ROW + 8);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, w, x);
-      }
-      t = v128.load8x8_s(k, 96);
-      w = v128.load8x8_s(k, 104);
-      x = v128.load32_splat(c, 12);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, w, x);
-      x = v128.load32_splat(c, CODE_ROW + 12);
-      b0 = dotAdd(b0, t, x);
-      b1 = dotAdd(b1, w, x);
-      x = v128.load32_splat(c, 2 * CODE_ROW + 12);
-      c0 = dotAdd(c0, t, x);
-      c1 = dotAdd(c1, w, x);
-      if (N > 3) {
-        x = v128.load32_splat(c, 3 * CODE_ROW + 12);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, w, x);
+        const u = v128.load32_splat(c, 3 * CODE_ROW);
+        d0 = dotAdd(d0, t, u);
+        d1 = dotAdd(d1, w, u);
       }
     }
     const to = out + half * 2;

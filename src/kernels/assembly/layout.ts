@@ -19,15 +19,15 @@ export const READ: i32 = 4;
 // stored entries before this page. Of `slots` the low half says which are read, the high half which hold an entry.
 export const ENTRY_BYTES: usize = 16;
 export const CHUNK: i32 = 64; // entries of one task
-export const BLOCK: i32 = 16; // entries whose weights share a scale
+export const BLOCK: i32 = 16; // entries whose weights share a scale: their integer sums fit in 32 bits
 export const MAX_GROUP: i32 = 8; // queries of one task
 export const MAX_DIM: i32 = 512;
 
 // Rows of a thread's scratch; the odd 64 bytes keep the rows of a group off the same cache sets
 export const QUERY_ROW: usize = 2112; // f32 [512]
 export const CODE_ROW: usize = 1088; // i16 [512]
-export const LOGIT_ROW: usize = 1088; // f32 [256]
-export const WEIGHT_ROW: usize = 576; // i16 [256]
+export const LOGIT_ROW: usize = 4160; // f32 [1024]
+export const WEIGHT_ROW: usize = 2112; // i16 [1024]
 export const OUT_ROW: usize = 2112; // f32 [512]
 
 // Offsets in a thread's scratch
@@ -35,17 +35,18 @@ export const S_QUERY: usize = 0; // [8] scaled queries
 export const S_QUERY_SCALED: usize = 16896; // [8] the same, scaled for quantisation
 export const S_CODES: usize = 33792; // [8]
 export const S_LOGITS: usize = 42496; // [8]
-export const S_WEIGHTS: usize = 51200; // [8]
-export const S_OUT: usize = 55808; // [8]
-export const S_ENTRIES: usize = 72704; // the block's entries: key page, value page, slots, stored entries before
-export const S_VALUES: usize = 72960; // of each int8 page of values: address, offset of its weights
-export const S_MAX: usize = 73088; // f32 [8] running maximum
-export const S_SUM: usize = 73120; // f32 [8] running sum
-export const S_KEY_SCALE: usize = 73152; // f32 [8] what a unit of the integer dot product is worth
-export const S_WEIGHT_SCALE: usize = 73184; // f32 [8]
-export const S_STEPS: usize = 73216; // f32 [512] largest step of each channel in the block
+export const S_WEIGHTS: usize = 75776; // [8]
+export const S_OUT: usize = 92672; // [8]
+export const S_ENTRIES: usize = 109568; // the chunk's entries: key page, value page, slots, stored entries before
+export const S_VALUES: usize = 110592; // of each of a block's int8 pages of values: address, offset of its weights
+export const S_MAX: usize = 110720; // f32 [8] largest logit
+export const S_SUM: usize = 110752; // f32 [8] sum of exponentials
+export const S_KEY_SCALE: usize = 110784; // f32 [8] what a unit of the integer dot product is worth
+export const S_WEIGHT_SCALE: usize = 110816; // f32 [4 blocks][8]
+export const S_STEPS: usize = 110976; // f32 [512] largest step of each channel in the chunk
+export const S_SUMS: usize = 113024; // i32 [512][4] integer sums of values, in groups of 8 channels
 export const S_HISTOGRAM: usize = 0; // u32 [2048], top-k only
-export const SCRATCH_BYTES: usize = 75776;
+export const SCRATCH_BYTES: usize = 121216;
 
 // @ts-ignore: decorator
 @inline

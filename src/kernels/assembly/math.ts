@@ -1,3 +1,15 @@
+/** 2^f for f in [-0.5, 0.5]: minimax polynomial of degree 5. */
+// @ts-ignore: decorator
+@inline
+function power(f: v128): v128 {
+  let p = f32x4.splat(0.00132647);
+  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.00967151));
+  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.05550734));
+  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.24022242));
+  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.69314698));
+  return f32x4.add(f32x4.mul(p, f), f32x4.splat(1.0));
+}
+
 /** exp(x) for four x; relative error below 1e-6; exactly 0 below -87. */
 // @ts-ignore: decorator
 @inline
@@ -7,16 +19,19 @@ export function exp4(x: v128): v128 {
   const magic = f32x4.splat(12582912.0); // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const shifted = f32x4.add(clamped, magic);
   const f = f32x4.sub(clamped, f32x4.sub(shifted, magic)); // [-0.5, 0.5]
-  // 2^f, minimax of degree 5
-  let p = f32x4.splat(0.0013333558);
-  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.009618129));
-  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.055504109));
-  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.24022651));
-  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(0.69314718));
-  p = f32x4.add(f32x4.mul(p, f), f32x4.splat(1.0));
-  const power = i32x4.shl(shifted, 23); // the magic's own bits are shifted out
-  const result = i32x4.add(p, power);
+  // the magic's own bits are shifted out
+  const result = i32x4.add(power(f), i32x4.shl(shifted, 23));
   return v128.and(result, f32x4.ge(t, f32x4.splat(-126.0)));
+}
+
+/** exp(x) for four x <= 0 as the softmax needs it: below -69 it stays 2^-100, which no sum notices. */
+// @ts-ignore: decorator
+@inline
+export function expNegative4(x: v128): v128 {
+  const t = f32x4.pmax(f32x4.mul(x, f32x4.splat(1.4426950408889634)), f32x4.splat(-100.0));
+  const magic = f32x4.splat(12582912.0);
+  const shifted = f32x4.add(t, magic);
+  return i32x4.add(power(f32x4.sub(t, f32x4.sub(shifted, magic))), i32x4.shl(shifted, 23));
 }
 
 // @ts-ignore: decorator

@@ -1,215 +1,79 @@
-import { LOGIT_ROW, OUT_ROW, S_LOGITS, S_OUT, S_VALUES, S_WEIGHTS, WEIGHT_ROW } from "./layout";
+import { LOGIT_ROW, OUT_ROW, S_LOGITS, S_OUT, S_SUMS, S_VALUES, S_WEIGHTS, WEIGHT_ROW } from "./layout";
 import { dotAdd, mulAdd } from "./math";
 
 // A page of int8 values: codes i8 [Dv/8][8 token pairs][8 channels][2 tokens], scale f32 [16]; value = scale * code.
 // A page of float32 values: f32 [16][Dv].
 
-// @ts-ignore: decorator
-@inline
-function addTo(to: usize, acc: v128, scale: v128): void {
-  v128.store(to, mulAdd(v128.load(to), f32x4.convert_i32x4_s(acc), scale));
-}
-
 /** Adds N queries' weighted sums over `count` pages of int8 values to their rows of the output. */
 // @ts-ignore: decorator
 @inline
 function sumInt8(N: i32, count: i32, dim: i32, scratch: usize, first: i32, scales: usize): void {
-  const zero = i32x4.splat(0);
   const weights = scratch + S_WEIGHTS + <usize>first * WEIGHT_ROW;
-  let out = scratch + S_OUT + <usize>first * OUT_ROW;
+  const sums = scratch + S_SUMS;
   const list = scratch + S_VALUES;
   const end = list + (<usize>count << 3);
   const codes = <usize>(dim << 4);
-  for (let at: usize = 0; at < codes; at += 128, out += 32) {
-    let a0 = zero;
-    let a1 = zero;
-    let b0 = zero;
-    let b1 = zero;
-    let c0 = zero;
-    let c1 = zero;
-    let d0 = zero;
-    let d1 = zero;
-    for (let i = list; i < end; i += 8) {
-      const v = <usize>load<u32>(i) + at;
-      const w = weights + <usize>load<u32>(i, 4);
-      let t = v128.load8x8_s(v);
-      let r = v128.load8x8_s(v, 8);
-      let x = v128.load32_splat(w);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
+  const last = sums + <usize>(dim * 4 * N);
+  memory.fill(sums, 0, last - sums);
+  // page after page, so that memory is read in order; the integer sums wait in the cache
+  for (let i = list; i < end; i += 8) {
+    let v = <usize>load<u32>(i);
+    const from = weights + <usize>load<u32>(i, 4);
+    const to = from + 32;
+    for (let s = sums; s < last; s += 32 * N) {
+      let a0 = v128.load(s);
+      let a1 = v128.load(s, 16);
+      let b0 = N > 1 ? v128.load(s, 32) : a0;
+      let b1 = N > 1 ? v128.load(s, 48) : a0;
+      let c0 = N > 2 ? v128.load(s, 64) : a0;
+      let c1 = N > 2 ? v128.load(s, 80) : a0;
+      let d0 = N > 3 ? v128.load(s, 96) : a0;
+      let d1 = N > 3 ? v128.load(s, 112) : a0;
+      // not unrolled: see keys.ts
+      for (let w = from; w < to; w += 4, v += 16) {
+        const t = v128.load8x8_s(v);
+        const r = v128.load8x8_s(v, 8);
+        const x = v128.load32_splat(w);
+        a0 = dotAdd(a0, t, x);
+        a1 = dotAdd(a1, r, x);
+        if (N > 1) {
+          const y = v128.load32_splat(w, WEIGHT_ROW);
+          b0 = dotAdd(b0, t, y);
+          b1 = dotAdd(b1, r, y);
+        }
+        if (N > 2) {
+          const z = v128.load32_splat(w, 2 * WEIGHT_ROW);
+          c0 = dotAdd(c0, t, z);
+          c1 = dotAdd(c1, r, z);
+        }
+        if (N > 3) {
+          const u = v128.load32_splat(w, 3 * WEIGHT_ROW);
+          d0 = dotAdd(d0, t, u);
+          d1 = dotAdd(d1, r, u);
+        }
+      }
+      v128.store(s, a0);
+      v128.store(s, a1, 16);
       if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
+        v128.store(s, b0, 32);
+        v128.store(s, b1, 48);
       }
       if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
+        v128.store(s, c0, 64);
+        v128.store(s, c1, 80);
       }
       if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 16);
-      r = v128.load8x8_s(v, 24);
-      x = v128.load32_splat(w, 4);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 4);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 4);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 4);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 32);
-      r = v128.load8x8_s(v, 40);
-      x = v128.load32_splat(w, 8);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 8);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 8);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 8);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 48);
-      r = v128.load8x8_s(v, 56);
-      x = v128.load32_splat(w, 12);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 12);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 12);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 12);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 64);
-      r = v128.load8x8_s(v, 72);
-      x = v128.load32_splat(w, 16);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 16);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 16);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 16);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 80);
-      r = v128.load8x8_s(v, 88);
-      x = v128.load32_splat(w, 20);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 20);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 20);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 20);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 96);
-      r = v128.load8x8_s(v, 104);
-      x = v128.load32_splat(w, 24);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 24);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 24);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 24);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
-      }
-      t = v128.load8x8_s(v, 112);
-      r = v128.load8x8_s(v, 120);
-      x = v128.load32_splat(w, 28);
-      a0 = dotAdd(a0, t, x);
-      a1 = dotAdd(a1, r, x);
-      if (N > 1) {
-        x = v128.load32_splat(w, WEIGHT_ROW + 28);
-        b0 = dotAdd(b0, t, x);
-        b1 = dotAdd(b1, r, x);
-      }
-      if (N > 2) {
-        x = v128.load32_splat(w, 2 * WEIGHT_ROW + 28);
-        c0 = dotAdd(c0, t, x);
-        c1 = dotAdd(c1, r, x);
-      }
-      if (N > 3) {
-        x = v128.load32_splat(w, 3 * WEIGHT_ROW + 28);
-        d0 = dotAdd(d0, t, x);
-        d1 = dotAdd(d1, r, x);
+        v128.store(s, d0, 96);
+        v128.store(s, d1, 112);
       }
     }
-    let s = v128.load32_splat(scales);
-    addTo(out, a0, s);
-    addTo(out + 16, a1, s);
-    if (N > 1) {
-      s = v128.load32_splat(scales, 4);
-      addTo(out + OUT_ROW, b0, s);
-      addTo(out + OUT_ROW + 16, b1, s);
-    }
-    if (N > 2) {
-      s = v128.load32_splat(scales, 8);
-      addTo(out + 2 * OUT_ROW, c0, s);
-      addTo(out + 2 * OUT_ROW + 16, c1, s);
-    }
-    if (N > 3) {
-      s = v128.load32_splat(scales, 12);
-      addTo(out + 3 * OUT_ROW, d0, s);
-      addTo(out + 3 * OUT_ROW + 16, d1, s);
+  }
+  for (let n: usize = 0; n < <usize>N; n++) {
+    const scale = v128.load32_splat(scales + (n << 2));
+    let out = scratch + S_OUT + (<usize>first + n) * OUT_ROW;
+    for (let s = sums + (n << 5); s < last; s += 32 * N, out += 32) {
+      v128.store(out, mulAdd(v128.load(out), f32x4.convert_i32x4_s(v128.load(s)), scale));
+      v128.store(out, mulAdd(v128.load(out, 16), f32x4.convert_i32x4_s(v128.load(s, 16)), scale), 16);
     }
   }
 }
