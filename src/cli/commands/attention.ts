@@ -110,7 +110,8 @@ function headName({ head }: Shown): string {
 
 function title(shown: Shown, model: Model): string {
   const methods = model.info.methods.length > 0 ? `, ${model.info.methods.join(" + ")}` : "";
-  return `${model.info.name}: layer ${shown.layer}, ${headName(shown)}${methods}`;
+  const name = model.info.name.split(/[\\/]/).at(-1);
+  return `${name}, layer ${shown.layer}, ${headName(shown)}${methods}: each row reads columns`;
 }
 
 /** `row_tokens` and `column_tokens` say where each cell begins when a text is too long for one cell a token. */
