@@ -30,13 +30,19 @@ export function colorDepth(tty: boolean, env: Readonly<Record<string, string | u
   return /truecolor|24bit/i.test(env.COLORTERM ?? "") || env.WT_SESSION ? 24 : 8;
 }
 
-/** The process's own streams. A closed pipe (`| head`) ends the program quietly. */
-export function processIo(signal: AbortSignal): Io {
+/** Why the work was aborted when nobody reads the output any more. */
+export const READER_GONE = new Error("the reader of the output has gone");
+
+/**
+ * The process's own streams. A closed pipe (`| head`) aborts the work, so that the engine's threads end in order before
+ * the process does.
+ */
+export function processIo(interrupt: AbortController): Io {
   const { stdout, stderr, stdin, env } = process;
   for (const stream of [stdout, stderr]) {
     stream.on("error", (error: NodeJS.ErrnoException) => {
-      if (error.code === "EPIPE" || error.code === "EOF") process.exit(0);
-      throw error;
+      if (error.code !== "EPIPE" && error.code !== "EOF") throw error;
+      interrupt.abort(READER_GONE);
     });
   }
   return {
@@ -47,7 +53,7 @@ export function processIo(signal: AbortSignal): Io {
     errTty: isTty(stderr),
     columns: stdout.columns || Number(env.COLUMNS) || 80,
     color: colorDepth(isTty(stdout), env),
-    signal,
+    signal: interrupt.signal,
   };
 }
 

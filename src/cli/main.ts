@@ -4,9 +4,12 @@ import { run } from "./run.js";
 
 const interrupt = new AbortController();
 process.on("SIGINT", () => {
-  // The second Ctrl-C does not wait for anything.
-  if (interrupt.signal.aborted) process.exit(130);
+  if (interrupt.signal.aborted) {
+    // The second Ctrl-C waits for nothing: the signal does what it does by default.
+    process.removeAllListeners("SIGINT");
+    process.kill(process.pid, "SIGINT");
+  }
   interrupt.abort();
 });
 
-process.exitCode = await run(process.argv.slice(2), processIo(interrupt.signal), Boolean(process.env.FOVEA_DEBUG));
+process.exitCode = await run(process.argv.slice(2), processIo(interrupt), Boolean(process.env.FOVEA_DEBUG));

@@ -8,7 +8,7 @@ import { generate } from "./commands/generate.js";
 import { inspect } from "./commands/inspect.js";
 import { methods } from "./commands/methods.js";
 import { score } from "./commands/score.js";
-import type { Io } from "./io.js";
+import { type Io, READER_GONE } from "./io.js";
 import { UsageError } from "./options.js";
 import { nearest } from "./suggest.js";
 import { packageVersion } from "./version.js";
@@ -72,6 +72,7 @@ function help(io: Io): number {
 /** Prints an error as a person wants to read it and chooses the exit code. */
 function report(error: unknown, io: Io, debug: boolean): number {
   if (debug) io.err(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+  if (io.signal.reason === READER_GONE) return EXIT.ok;
   if (io.signal.aborted) {
     if (io.errTty) io.err("interrupted\n");
     return EXIT.interrupted;

@@ -60,6 +60,9 @@ export const bench = command({
 
 async function measureSpeed(values: OptionValues<typeof options>, io: Io): Promise<SpeedReport> {
   const name = modelName(values.model);
+  const { resolve } = await import("../../index.js");
+  // A mistake in a method string is better told before anything is measured.
+  for (const method of values.methods) resolve(method);
   const threads = values.threads ?? cpus().length;
   const measure = (file: string): Promise<SpeedReport> => measureFile(file, { ...values, threads }, io);
   const report = values.against === undefined ? await measure(name) : await withQ8Gguf(name, measure);
