@@ -1,4 +1,6 @@
+import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
+import { mergeParts } from "../kernels/merge.js";
 import { type AttendRequest, type Cache, CachePool, type CacheType } from "./cache.js";
 import type { Entries, LogBias } from "./hooks.js";
 
@@ -195,6 +197,30 @@ for (const type of ["float32", "int8"] as const) {
       });
       expect(results[1]).toEqual(results[0]);
       expect(results[2]).toEqual(results[0]);
+    });
+
+    it("merges any two parts of the entries to the whole", () => {
+      const n = 150;
+      const cache = filled(pool(type, 2, 16), n);
+      const layer = cache.layer(0);
+      const q = random(9).array(6 * 16);
+      const attend = (entries: Entries) => {
+        const out = new Float32Array(6 * 16);
+        const lse = new Float32Array(6);
+        layer.attend({ q, rows: 1, scale: 0.25, entries }, out, lse);
+        return { output: out, lse };
+      };
+      const whole = attend("all");
+      fc.assert(
+        fc.property(fc.array(fc.boolean(), { minLength: n, maxLength: n }), (side) => {
+          const part = (b: boolean) =>
+            attend({ tokens: Int32Array.from({ length: n }, (_, i) => i).filter((i) => side[i] === b) });
+          const merged = mergeParts([part(true), part(false)], 16);
+          expect(difference(merged.output, whole.output)).toBeLessThan(type === "int8" ? 1e-4 : 2e-5);
+          expect(difference(merged.lse, whole.lse)).toBeLessThan(type === "int8" ? 1e-4 : 2e-5);
+        }),
+        { numRuns: 40 },
+      );
     });
 
     it("stores the same in pieces as whole", () => {

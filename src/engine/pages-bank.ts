@@ -100,10 +100,10 @@ export class Bank {
     this.sink = area();
   }
 
-  /** Gives back the areas that a large job may have left large. */
+  /** Gives back the areas, which a large job may have left large. */
   trim(): void {
-    for (const area of [this.staging, this.records, this.partials, this.lists, this.limits, this.bias, this.logits])
-      area.free();
+    const { staging, records, query, result, partials, lists, limits, bias, logits, sink } = this;
+    for (const area of [staging, records, query, result, partials, lists, limits, bias, logits, sink]) area.free();
   }
 }
 

@@ -205,7 +205,6 @@ export class HeadPages {
       this.#live += rows;
       this.#fill += rows;
       if (whole) {
-        if (words[entry + SLOT_WORD] !== 0xffffffff) this.#holes = true;
         if (!int8) {
           this.#openK = 0; // it stays where it is, full
           this.#openV = 0;
