@@ -3,7 +3,15 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 const FILE = new URL("../package-lock.json", import.meta.url);
-const SYSTEMS = { android: "android", darwin: "darwin", mac: "darwin", freebsd: "freebsd", linux: "linux", win32: "win32", win: "win32" };
+const SYSTEMS = {
+  android: "android",
+  darwin: "darwin",
+  mac: "darwin",
+  freebsd: "freebsd",
+  linux: "linux",
+  win32: "win32",
+  win: "win32",
+};
 const PROCESSORS = ["arm64", "x64", "ia32", "riscv64", "ppc64", "s390x", "arm"];
 
 const lock = JSON.parse(readFileSync(FILE, "utf8"));
