@@ -138,58 +138,52 @@ type Located = Pick<MessageSpan, "content" | "parts">;
 
 /**
  * Finds the contents in the rendered text. The conversation is rendered a second time with a marker in the place of each
- * content: what lies between the markers is the template's, and fixes where each content begins, even when it is a word
- * that the template writes too.
+ * content: what lies between the markers is the template's, and fixes where each content begins and ends, even when it
+ * is a word that the template writes too, and wherever the template puts it (some put the system message last).
  */
 function locate(text: string, contents: readonly string[][], renderMarked: (markers: string[]) => string): Located[] {
   const markers = contents.map((_, i) => `\uE0A0${i}\uE0A1`);
-  let marked: string;
+  let marked = "";
   try {
     marked = renderMarked(markers);
   } catch {
-    // A template that looks into the contents.
-    marked = "";
+    // A template that looks into the contents: nothing is known of where they are.
   }
-  const located: Located[] = [];
+  const places = markers
+    .map((marker, i) => ({ i, start: marked.indexOf(marker), length: marker.length }))
+    .filter(({ start }) => start >= 0)
+    .sort((a, b) => a.start - b.start);
+  const located: Located[] = contents.map(() => ({ content: undefined, parts: undefined }));
   let at = 0; // in text
   let done = 0; // in marked
-  let exact = true;
-  contents.forEach((parts, i) => {
-    const whole = parts.join("");
-    const place = marked.indexOf(markers[i], done);
-    const head = place < 0 ? "" : marked.slice(done, place);
-    exact &&= place >= 0 && text.startsWith(head, at);
-    let start = -1;
-    const variant = variants(whole).find(({ content }) => {
-      // Once the two renderings differ, the content is looked for behind the one before.
-      const from = exact ? at + head.length : text.indexOf(content, at);
-      if (from < 0 || !text.startsWith(content, from)) return false;
-      // The template goes on behind the content as it does behind the marker; else it is a trimmed one.
-      const next = marked.slice(place + markers[i].length).charAt(0);
-      if (exact && next !== "" && next !== "\uE0A0" && text.charAt(from + content.length) !== next) return false;
-      start = from;
-      return true;
-    });
-    if (!variant) {
-      located.push({ content: undefined, parts: undefined });
-      exact = false;
-      return;
-    }
-    const end = start + variant.content.length;
-    let offset = start - variant.trimmed;
-    located.push({
-      content: [start, end],
-      parts: parts.map((part): CharSpan => {
-        const from = offset;
-        offset += part.length;
-        const clamp = (n: number): number => Math.min(Math.max(n, start), end);
-        return [clamp(from), clamp(offset)];
-      }),
-    });
+  places.forEach(({ i, start, length }, n) => {
+    const head = marked.slice(done, start);
+    done = start + length;
+    const tail = marked.slice(done, places[n + 1]?.start);
+    // Behind a content that the template rewrote, its own words are looked for.
+    const place = text.startsWith(head, at) ? at : text.indexOf(head, at);
+    if (place < 0) return;
+    at = place + head.length;
+    const variant = variants(contents[i].join("")).find(
+      ({ content }) => text.startsWith(content, at) && text.startsWith(tail, at + content.length),
+    );
+    if (!variant) return;
+    const end = at + variant.content.length;
+    located[i] = { content: [at, end], parts: partSpans(contents[i], at - variant.trimmed, at, end) };
     at = end;
-    if (place >= 0) done = place + markers[i].length;
   });
   return located;
+}
+
+/** Spans of parts that follow one another from `offset`, cut to [start, end), where something was trimmed. */
+function partSpans(parts: readonly string[], offset: number, start: number, end: number): CharSpan[] {
+  const clamp = (n: number): number => Math.min(Math.max(n, start), end);
+  let at = offset;
+  return parts.map((part) => {
+    const from = at;
+    at += part.length;
+    return [clamp(from), clamp(at)];
+  });
 }
 
 /** What a template may make of a content: leave it, or trim it. `trimmed`: units lost at the beginning. */

@@ -46,7 +46,7 @@ const PRE: readonly PreRow[] = [
     patterns: [QWEN2],
     normalizer: "NFC",
   },
-  { names: ["qwen35"], patterns: [QWEN35], normalizer: "NFC" },
+  { names: ["qwen35"], patterns: [QWEN35] },
   {
     names: [
       "gpt-2",

@@ -91,6 +91,12 @@ export async function openGguf(from: SourceLike): Promise<GgufFile> {
   try {
     const header = await readHeader(source);
     const { version, alignment, metadata, types, tensors, places } = header;
+    const parts = metadata["split.count"];
+    if (typeof parts === "number" && parts > 1) {
+      throw new FoveaError("unsupported", `${source.name} is one of ${parts} parts of a split GGUF file`, {
+        hint: "Put the parts together with llama.cpp's llama-gguf-split --merge, and open the result.",
+      });
+    }
     const readers = tensorReaders(source.name, tensors, places, [source]);
     return { kind: "gguf", name: source.name, version, alignment, metadata, types, tensors, ...readers };
   } catch (error) {

@@ -283,6 +283,11 @@ describe("gguf", () => {
     expect(error.message).toMatch(message);
   });
 
+  test("a part of a split file says what to do", async () => {
+    const part = await encodeGguf({ metadata: { "split.count": { type: "u16", value: 3 } }, tensors: [] });
+    expect((await refusal(openGguf(part))).hint).toContain("--merge");
+  });
+
   test("a header that claims gigabytes is refused before they are read", async () => {
     const start = bytes(...head, 0n, 1n, 2n ** 33n);
     const large = { ...memorySource(start, "huge"), size: 2 ** 35, read: reading(start) };
