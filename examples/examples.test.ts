@@ -20,6 +20,7 @@ const EXPECTED: Readonly<Record<string, readonly (string | RegExp)[]>> = {
   ],
   "sparse.ts": [/^full: rings at/m, /^streaming-llm\(.*\): rings at/m],
   "own-method.ts": [/^full: blue$/m, /^recent\(window=64\): blue$/m, /^recent\(window=4\):(?! blue)/m],
+  "own-mechanism.ts": [/^softmax: blue$/m, /^squared-relu:/m],
   "score.ts": [/^sum -\d+\.\d{3}$/m, /^ green: -0\.\d+$/m, /^ blue: -\d\d/m],
   "graph.ts": [/\[ 2, 3, 3 \] \[ '0\.333', '0\.333', '0\.333' \]/, /\[ 2, 3, 4 \] 3/, "attention.onnx"],
 };
