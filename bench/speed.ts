@@ -19,7 +19,7 @@ const METHODS = "full,streaming-llm(sinks=4,window=512)";
 if (!existsSync(model)) node("scripts/run.mjs", "scripts/make-bench-model.ts", model);
 
 const given = process.argv.slice(2);
-const defaults = ["--depths", "512,2k,8k,16k,32k", "--methods", METHODS, "--threads", String(cpus().length)];
+const defaults = ["--depths", "512,2k,8k,16k", "--methods", METHODS, "--threads", String(cpus().length)];
 const report = JSON.parse(
   node("dist/cli/main.js", "bench", "speed", "-m", model, "--against", "llama.cpp", ...defaults, ...given, "--json"),
 ) as SpeedReport;
