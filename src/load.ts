@@ -12,13 +12,15 @@ import type { AttachedMethod } from "./engine/hooks.js";
 import { Host, type HostOptions, type MethodList } from "./engine/host.js";
 import { createModel } from "./engine/model.js";
 import { aborted, checkAbort, FoveaError } from "./error.js";
+import { threadsAvailable } from "./kernels/index.js";
 import { type Checkpoint, openCheckpoint } from "./models/index.js";
 
 /** Models with fewer parameters than this run in float32 unless told otherwise: int8 gains nothing there. */
 const SMALL = 50e6;
 
 /**
- * Loads a checkpoint: a folder or file in Hugging Face's formats, a .gguf file, or `hf:owner/name[@revision]`.
+ * Loads a checkpoint: a folder or file in Hugging Face's formats, a .gguf file, or `hf:owner/name[@revision]`; or the
+ * URL of such a folder or file (in a browser always a URL, which may be relative to the page).
  *
  * The engine runs in a worker of its own, so the caller's event loop stays free; with `worker: false` it runs in the
  * calling thread, where a method may be any function and a run blocks.
@@ -32,7 +34,8 @@ const SMALL = 50e6;
  */
 export async function load(name: string, options: LoadOptions = {}): Promise<Model> {
   checkAbort(options.signal);
-  const checkpoint = await openCheckpoint(name, openOptions(options));
+  const place = inNode() ? name : absolute(name);
+  const checkpoint = await openCheckpoint(place, openOptions(options));
   const full = await hostOptions(checkpoint, options);
   const { config, tokenizer, chatTemplate } = checkpoint;
   let connection: Connection;
@@ -40,7 +43,7 @@ export async function load(name: string, options: LoadOptions = {}): Promise<Mod
     connection = localConnection(await Host.create(checkpoint, full, resolveList));
   } else {
     await checkpoint.close();
-    connection = await startWorker(name, full);
+    connection = await startWorker(place, full);
   }
   const info = await connection.call("info", { methods: [] });
   return createModel({ connection, config, tokenizer, chatTemplate, info, methods: [] });
@@ -62,7 +65,8 @@ export async function hostOptions(checkpoint: Checkpoint, options: LoadOptions):
   check("memory", options.memory, 1);
   return {
     ...options,
-    threads: Math.floor(options.threads ?? machine.threads),
+    // a page that is not cross-origin isolated shares no memory between threads
+    threads: threadsAvailable() ? Math.floor(options.threads ?? machine.threads) : 1,
     memory: options.memory ?? Math.floor(machine.memory * 0.75),
     precision: options.precision ?? (checkpoint.parameters < SMALL ? "float32" : "int8"),
   };
@@ -73,8 +77,18 @@ export async function resolveList(methods: MethodList): Promise<AttachedMethod[]
   return resolveMethods(methods);
 }
 
+function inNode(): boolean {
+  return typeof process !== "undefined" && !!process.versions?.node;
+}
+
+/** A URL relative to the page, made absolute: the worker's own address is another. */
+function absolute(name: string): string {
+  if (/^[a-z][a-z0-9+.-]*:/i.test(name)) return name;
+  return new URL(name, globalThis.document?.baseURI ?? globalThis.location.href).href;
+}
+
 async function machineResources(): Promise<{ threads: number; memory: number }> {
-  if (typeof process !== "undefined" && process.versions?.node) {
+  if (inNode()) {
     const { availableParallelism, totalmem } = await import("node:os");
     return { threads: availableParallelism(), memory: totalmem() };
   }
@@ -89,13 +103,12 @@ export type WorkerMessage =
 
 async function startWorker(name: string, options: HostOptions): Promise<Connection> {
   const { signal, onProgress, ...plain } = options;
-  const inNode = typeof process !== "undefined" && !!process.versions?.node;
   let post: (message: unknown) => void;
   let listen: (handler: (message: unknown) => void) => void;
   let onFailure: (handler: (error: Error) => void) => void;
   let end: () => Promise<unknown>;
   let keepAlive: (alive: boolean) => void = () => undefined;
-  if (inNode) {
+  if (inNode()) {
     const { Worker } = await import("node:worker_threads");
     const worker = new Worker(workerUrl());
     post = (m) => worker.postMessage(m);
@@ -107,10 +120,11 @@ async function startWorker(name: string, options: HostOptions): Promise<Connecti
     end = () => worker.terminate();
     keepAlive = (alive) => (alive ? worker.ref() : worker.unref());
   } else {
-    const worker = new Worker(workerUrl(), { type: "module" });
+    // written out in this form, which bundlers look for
+    const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
     post = (m) => worker.postMessage(m);
     listen = (handler) => worker.addEventListener("message", (e) => handler(e.data));
-    onFailure = (handler) => worker.addEventListener("error", (e) => handler(new FoveaError("internal", e.message)));
+    onFailure = (handler) => worker.addEventListener("error", (e) => handler(workerError(e)));
     end = async () => worker.terminate();
   }
   const handlers: ((message: unknown) => void)[] = [];
@@ -170,7 +184,17 @@ function named<A extends object>(args: A): A {
   return { ...args, methods: methods.map((m) => (typeof m === "string" ? m : methodString(m))) };
 }
 
-/** The worker's script: beside this one when built; of the build when this runs as source. */
+/** A script that cannot be loaded gives an event without a message. */
+function workerError({ message }: ErrorEvent): FoveaError {
+  if (message) return new FoveaError("internal", message);
+  return new FoveaError("unsupported", "the engine's worker could not be loaded", {
+    hint:
+      "The bundler must emit fovea's worker.js; on a page with COEP the server must send that header with it too. " +
+      "docs/browser.md shows a setup. Or load with worker: false.",
+  });
+}
+
+/** The worker's script in Node: beside this one when built; of the build when this runs as source. */
 function workerUrl(): URL {
   return import.meta.url.endsWith(".ts")
     ? new URL("../dist/worker.js", import.meta.url)

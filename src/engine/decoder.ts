@@ -1,5 +1,6 @@
 import type { Engine } from "./engine.js";
 import type { Sequence } from "./sequence.js";
+import { macrotask } from "./turns.js";
 
 /** Most sequences in one step. */
 const MOST = 64;
@@ -42,7 +43,7 @@ export class Decoder {
   async #run(): Promise<void> {
     this.#running = true;
     while (this.#waiting.length > 0) {
-      if (this.#waiting.length < this.#active) await settle();
+      if (this.#waiting.length < this.#active) await macrotask();
       const batch = this.#waiting.splice(0, MOST);
       try {
         const { fits, error } = this.#engine.fitting(batch.length);
@@ -60,11 +61,4 @@ export class Decoder {
     }
     this.#running = false;
   }
-}
-
-function settle(): Promise<void> {
-  return new Promise((resolve) => {
-    if (typeof setImmediate === "function") setImmediate(resolve);
-    else setTimeout(resolve, 0);
-  });
 }

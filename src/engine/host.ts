@@ -241,6 +241,7 @@ export class Host {
 
     open: async ({ file, methods }) => {
       const composed = await this.#compose(methods);
+      needFiles(file);
       const { readFile } = await import("node:fs/promises");
       const bytes = await readFile(file).catch((cause: unknown) => {
         throw new FoveaError("not-found", `cannot read the saved reading ${file}`, { cause, hint: "check the path" });
@@ -496,8 +497,17 @@ function observed(step: ObserveStep, head: number | undefined): ObservedRows {
   };
 }
 
+/** Throws where there is no file system. */
+function needFiles(file: string): void {
+  if (typeof process !== "undefined" && process.versions?.node) return;
+  throw new FoveaError("unsupported", `the reading cannot be kept in ${file}: there is no file system here`, {
+    hint: "In a browser a reading lives as long as its model.",
+  });
+}
+
 /** Writes a file whole or not at all: under a temporary name beside it, then renamed. */
 async function writeParts(file: string, parts: readonly Uint8Array[]): Promise<void> {
+  needFiles(file);
   const { open, rename, rm } = await import("node:fs/promises");
   const temporary = `${file}.${process.pid}.tmp`;
   try {

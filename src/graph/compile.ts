@@ -3,6 +3,7 @@ import { FoveaError } from "../error.js";
 import { type EmitOptions, Emitter, type GraphCut } from "./emit.js";
 import {
   availableCores,
+  configureRuntime,
   loadRuntime,
   type Provider,
   providersFor,
@@ -44,6 +45,7 @@ export interface CompileOptions extends EmitOptions {
  */
 export async function compile(cut: GraphCut, options: CompileOptions = {}): Promise<Segment> {
   const runtime = await loadRuntime();
+  configureRuntime(runtime, options.threads ?? (await availableCores()));
   const providers = await providersFor(options.provider ?? "cpu");
   let cause: unknown;
   for (const provider of providers) {

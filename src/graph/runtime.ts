@@ -19,21 +19,31 @@ export function isNode(): boolean {
 
 /** Loads onnxruntime-node in Node, onnxruntime-web in a browser. Throws `unsupported` where it is not installed. */
 export function loadRuntime(): Promise<Runtime> {
-  loaded ??= importRuntime(isNode() ? "onnxruntime-node" : "onnxruntime-web");
+  loaded ??= importRuntime();
   return loaded;
 }
 
-async function importRuntime(name: string): Promise<Runtime> {
+async function importRuntime(): Promise<Runtime> {
   try {
-    const module: Runtime & { default?: Runtime } = await import(/* @vite-ignore */ name);
+    // package.json's "imports" say which it is, so that a bundler takes the one that its target needs
+    const module = (await import("#onnxruntime")) as Runtime & { default?: Runtime };
     return module.default ?? module;
   } catch (cause) {
     loaded = undefined;
+    const name = isNode() ? "onnxruntime-node" : "onnxruntime-web";
     throw new FoveaError("unsupported", `${name} could not be loaded`, {
       cause,
       hint: `install it: npm install ${name}`,
     });
   }
+}
+
+/**
+ * Sets what holds for all sessions of the runtime. In a browser its thread pool is made with the first session; a page
+ * that is not cross-origin isolated has one thread.
+ */
+export function configureRuntime(runtime: Runtime, threads: number): void {
+  if (!isNode()) runtime.env.wasm.numThreads = globalThis.crossOriginIsolated ? threads : 1;
 }
 
 /** The number of processor cores that this process may use. */

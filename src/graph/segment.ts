@@ -3,7 +3,7 @@ import { FoveaError } from "../error.js";
 import { formatShape } from "./dims.js";
 import { type DType, type TensorData, toTypedArray } from "./dtype.js";
 import type { Port } from "./emit.js";
-import type { RealProvider, Runtime, RuntimeTensor } from "./runtime.js";
+import { isNode, type RealProvider, type Runtime, type RuntimeTensor } from "./runtime.js";
 
 /** What an input is fed with: ONNX Runtime's tensor, or data with its sizes. */
 export type Feed = RuntimeTensor | { data: TensorData | readonly number[]; dims: readonly number[] };
@@ -57,7 +57,23 @@ export class Segment {
     const fed: Record<string, RuntimeTensor> = {};
     for (const port of this.inputs) fed[port.name] = this.toTensor(port, feeds[port.name]);
     const wanted = fetches === undefined ? undefined : this.wanted(fetches);
-    return wanted ? session.run(fed, wanted) : session.run(fed);
+    if (!wanted) return session.run(fed);
+    return isNode() ? session.run(fed, wanted) : this.runAndCopy(session, fed, wanted);
+  }
+
+  /** onnxruntime-web gives a tensor that was passed for an output back as it was, so the outputs are copied here. */
+  private async runAndCopy(
+    session: ort.InferenceSession,
+    fed: Record<string, RuntimeTensor>,
+    wanted: Record<string, RuntimeTensor | null>,
+  ): Promise<Record<string, RuntimeTensor>> {
+    const made = await session.run(fed, Object.keys(wanted));
+    for (const [name, tensor] of Object.entries(made)) {
+      const target = wanted[name];
+      if (!target || tensor.location !== "cpu") continue;
+      (target.data as Float32Array).set(tensor.data as Float32Array);
+    }
+    return made;
   }
 
   private wanted(fetches: Readonly<Record<string, Feed>> | readonly string[]): Record<string, RuntimeTensor | null> {

@@ -56,7 +56,7 @@ export interface OpenOptions {
  * Opens a checkpoint.
  * @param name a folder with config.json, *.safetensors and tokenizer.json (or with one .gguf file); a `.gguf` file; a
  *   `.safetensors` file beside its config.json; `hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name:file.gguf`,
- *   which is downloaded once; or the URL of a .gguf file or of a folder with one model.safetensors
+ *   which is downloaded once; or the URL of a .gguf file or of a folder (a blob: URL ends in "#.gguf")
  * @example
  * const checkpoint = await openCheckpoint("hf:Qwen/Qwen2.5-0.5B-Instruct");
  * const graph = buildModel(checkpoint.config);
@@ -83,7 +83,7 @@ async function download(name: string, options: OpenOptions): Promise<string> {
 
 /** The weights file that a path means. */
 async function findFile(path: string): Promise<string> {
-  if (/^(https?|blob):/i.test(path) || !hasNode()) {
+  if (isUrl(path) || !hasNode()) {
     return /\.(gguf|safetensors)$/i.test(path) ? path : `${path.replace(/\/+$/, "")}/model.safetensors`;
   }
   const { stat, readdir } = await import("node:fs/promises");
@@ -110,8 +110,25 @@ async function findFile(path: string): Promise<string> {
 
 type Opened = Omit<Checkpoint, "name">;
 
+/** The weights; of a folder that is a URL, which cannot be listed, the shards where there is no single file. */
+async function openTensors(file: string): Promise<TensorFile> {
+  try {
+    return await openSafetensors(file);
+  } catch (error) {
+    const missing = error instanceof FoveaError && error.code === "not-found";
+    if (!missing || !isUrl(file) || !file.endsWith("/model.safetensors")) throw error;
+    return openSafetensors(`${file}.index.json`).catch((cause: unknown) => {
+      throw cause instanceof FoveaError && cause.code === "not-found" ? error : cause;
+    });
+  }
+}
+
+function isUrl(path: string): boolean {
+  return /^(https?|blob):/i.test(path);
+}
+
 async function openFolder(path: string, file: string): Promise<Opened> {
-  const folder = file === path && !/\.(safetensors|json)$/i.test(path) ? path : (path.match(/^(.*)[/\\]/)?.[1] ?? ".");
+  const folder = file === path && !/\.(safetensors|json)$/i.test(path) ? path : (file.match(/^(.*)[/\\]/)?.[1] ?? ".");
   const json = await readJson(`${folder}/config.json`);
   if (!json) {
     throw new FoveaError("not-found", `${folder} has no config.json`, {
@@ -120,7 +137,7 @@ async function openFolder(path: string, file: string): Promise<Opened> {
   }
   const generation = (await readJson(`${folder}/generation_config.json`)) ?? {};
   const config = withEos(parseConfig(json, `${folder}/config.json`), generation.eos_token_id);
-  const tensors = await openSafetensors(file);
+  const tensors = await openTensors(file);
   try {
     const weights = checkpointWeights(tensors, config);
     const tokenizer = await loadTokenizer(folder);
@@ -229,13 +246,21 @@ async function identity(config: ModelConfig, file: TensorFile): Promise<string> 
   const header = new TextEncoder().encode(JSON.stringify([config, infos]));
   const all = new Uint8Array(header.length + infos.length * SAMPLE);
   all.set(header);
-  let at = header.length;
-  for (const [i, info] of infos.entries()) {
+  const sample = async (i: number): Promise<void> => {
+    const info = infos[i];
     const free = Math.max(0, info.bytes - SAMPLE);
     // Different places in different tensors: a golden-ratio sequence.
     const start = Math.floor(free * ((i * 0.6180339887498949) % 1));
-    all.set(await file.readRaw(info.name, start, SAMPLE), at);
-    at += SAMPLE;
+    all.set(await file.readRaw(info.name, start, SAMPLE), header.length + i * SAMPLE);
+  };
+  // Several at a time: by URL each is a request.
+  for (let i = 0; i < infos.length; i += 16) {
+    await Promise.all(infos.slice(i, i + 16).map((_, k) => sample(i + k)));
+  }
+  if (!crypto.subtle) {
+    throw new FoveaError("unsupported", "this page has no crypto.subtle, which identifies checkpoints", {
+      hint: "Serve the page by https, or from localhost.",
+    });
   }
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", all));
   return Array.from(digest.subarray(0, 16), (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -192,6 +192,13 @@ async function openUrl(url: string): Promise<ByteSource> {
       hint: "Check the address.",
     });
   }
+  // Many development servers answer a missing file with their start page. No file of a checkpoint is a page.
+  if (/^text\/html\b/i.test(probe.headers.get("content-type") ?? "")) {
+    await probe.body?.cancel();
+    throw new FoveaError("not-found", `${url} is a web page, not a file of a checkpoint`, {
+      hint: "Check the address; a server that sends its start page for missing files has no such file.",
+    });
+  }
   const total = /\/(\d+)$/.exec(probe.headers.get("content-range") ?? "")?.[1];
   if (probe.status !== 206 || total === undefined) {
     // The server knows no ranges: hold the whole answer, since reading it again and again costs more.

@@ -1,0 +1,46 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const FLAGS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--disable-dev-shm-usage",
+  "--enable-logging=stderr",
+];
+
+export interface Browser {
+  /** Console messages of the page. */
+  readonly log: string[];
+  readonly process: ChildProcess;
+  close(): Promise<void>;
+}
+
+/** Opens a page in a Chromium without a window, with a profile of its own. */
+export function openPage(program: string, url: string): Browser {
+  const profile = mkdtempSync(join(tmpdir(), "fovea-browser-"));
+  const child = spawn(program, [...FLAGS, `--user-data-dir=${profile}`, url], { stdio: ["ignore", "ignore", "pipe"] });
+  const log: string[] = [];
+  child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    for (const line of text.split("\n")) if (line.includes("CONSOLE")) log.push(line);
+  });
+  return {
+    log,
+    process: child,
+    close: async () => {
+      if (child.exitCode === null && child.signalCode === null) {
+        child.kill();
+        await once(child, "exit");
+      }
+      rmSync(profile, { recursive: true, force: true, maxRetries: 10, retryDelay: 200 });
+    },
+  };
+}
