@@ -227,7 +227,7 @@ describe("paths, threads and batches", () => {
     const sequence = engine.sequence(engine.compose([]));
     await engine.prefill(sequence, ids.slice(0, 50), { wanted: "none" });
     const mark = sequence.snapshot();
-    const first = (await engine.decode([{ sequence, id: 5 }]))[0];
+    const first = (await engine.decode([{ sequence, id: 5 }]))[0].slice();
     await engine.prefill(sequence, ids.slice(0, 33), { wanted: "none" });
     sequence.rollback(mark);
     expect(sequence.length).toBe(50);

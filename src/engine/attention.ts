@@ -60,6 +60,9 @@ export class AttentionRunner {
   readonly #fused: FusedAttention;
   readonly #mechanisms: MechanismRunner;
   readonly #model: ModelShape;
+  readonly #scratch = new Scratch();
+  /** Tables of plans that methods bring, kept as long as the plan is. */
+  readonly #customTables = new WeakMap<RotaryPlan, RotaryTable>();
 
   constructor(
     model: ModelShape,
@@ -135,7 +138,7 @@ export class AttentionRunner {
         keyAt = result.key ?? positions;
       }
     }
-    const tableUsed = custom && plan ? new RotaryTable(plan) : (table ?? undefined);
+    const tableUsed = custom && plan ? this.#customTable(plan) : (table ?? undefined);
     const turn = (x: Float32Array, heads: number, at: ArrayLike<number>) => {
       if (!plan) return;
       rotate(x, heads, shape.keyDim, at, plan, tableUsed);
@@ -216,6 +219,12 @@ export class AttentionRunner {
       });
   }
 
+  #customTable(plan: RotaryPlan): RotaryTable {
+    const found = this.#customTables.get(plan) ?? new RotaryTable(plan);
+    this.#customTables.set(plan, found);
+    return found;
+  }
+
   #promptKeys(shape: AttentionShape, k: Float32Array, v: Float32Array, rows: number, positions: Int32Array): FloatKeys {
     return new FloatKeys(
       shape,
@@ -246,9 +255,9 @@ export class AttentionRunner {
     for (let first = from; first < all.rows; first += size) {
       const count = Math.min(size, all.rows - first);
       const query: QueryRows = {
-        q: all.q.subarray(first * width, (first + count) * width),
+        q: count === all.rows ? all.q : all.q.subarray(first * width, (first + count) * width),
         rows: count,
-        positions: all.positions.subarray(first, first + count),
+        positions: count === all.rows ? all.positions : all.positions.subarray(first, first + count),
       };
       const step: Omit<AttentionStep, "state"> = {
         ...base,
@@ -263,8 +272,8 @@ export class AttentionRunner {
         score: (part = {}) => source.logits(query, part),
         attend: (part = {}) => source.attend(query, part),
       };
-      const result = await attendWithHooks(hooks, sequence.states, step, shape, source, query);
-      out.set(result.length === count * wide ? result : result.subarray(0, count * wide), first * wide);
+      const target = count === all.rows ? out : out.subarray(first * wide, (first + count) * wide);
+      await attendWithHooks(hooks, sequence.states, step, shape, source, query, target, this.#scratch);
     }
   }
 
@@ -292,7 +301,7 @@ export class AttentionRunner {
         view: keys.view(),
         scale: shape.scale,
         queryRows: q ? base.rows : 0,
-        q: q ?? new Float32Array(0),
+        q: q ?? NO_QUERIES,
         incoming: when === "before" ? base.rows : 0,
         weights: async (n) => {
           if (!q || !source)
@@ -361,27 +370,34 @@ async function attendWithHooks(
   shape: AttentionShape,
   source: KeySource,
   query: QueryRows,
-): Promise<Float32Array> {
+  out: Float32Array,
+  scratch: Scratch,
+): Promise<void> {
   const selections: (readonly (Part | Partial)[])[] = [];
   for (const { index, hooks: h } of hooks.select)
-    if (h.select) selections.push(await h.select(bind({ ...step }, states, index)));
+    if (h.select) selections.push(await h.select(bind(step, states, index)));
   const parts = combineSelections(selections, source.view, shape, query.positions);
   let bias: LogBias | undefined;
   for (const { index, hooks: h } of hooks.bias) {
-    const more = h.bias?.(bind({ ...step }, states, index));
+    const more = h.bias?.(bind(step, states, index));
     if (more) bias = bias ? addBiases(bias, more, shape) : more;
   }
   const withBias = (part: Part): Part =>
     bias ? { ...part, bias: part.bias ? addBiases(part.bias, bias, shape) : bias } : part;
 
   if (hooks.scores.length + hooks.pattern.length + hooks.observe.length === 0) {
-    const partials: Partial[] = [];
-    for (const part of parts) {
-      partials.push(
-        isPartial(part) ? part : await source.attend(part.query ? { ...query, q: part.query } : query, withBias(part)),
-      );
+    const sums = scratch.sums(query.rows * shape.heads);
+    for (const [i, part] of parts.entries()) {
+      const lse = i === 0 ? sums[0] : sums[1];
+      const output = i === 0 ? out : scratch.output(query.rows * shape.heads * shape.valueDim);
+      if (isPartial(part)) {
+        output.set(part.output);
+        lse.set(part.lse);
+      } else await source.attendInto(part.query ? { ...query, q: part.query } : query, withBias(part), output, lse);
+      if (i > 0) mergeInto({ output: out, lse: sums[0] }, { output, lse }, shape.valueDim);
     }
-    return mergePartials(partials, shape.valueDim).output;
+    if (parts.length === 0) out.fill(0);
+    return;
   }
 
   const rows: Rows = {
@@ -398,14 +414,14 @@ async function attendWithHooks(
     const logits = await source.logits(part.query ? { ...query, q: part.query } : query, withBias(part));
     for (let i = 0; i < logits.length; i++) if (logits[i] > rows.data[i]) rows.data[i] = logits[i];
   }
-  for (const { index, hooks: h } of hooks.scores) h.scores?.(bind({ ...step }, states, index), rows);
+  for (const { index, hooks: h } of hooks.scores) h.scores?.(bind(step, states, index), rows);
   softmaxRows(rows);
-  for (const { index, hooks: h } of hooks.pattern) h.pattern?.(bind({ ...step }, states, index), rows);
+  for (const { index, hooks: h } of hooks.pattern) h.pattern?.(bind(step, states, index), rows);
   for (const { index, hooks: h } of hooks.observe)
     await h.observe?.(
       bind({ ...step, weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index),
     );
-  return source.sum(rows.data, query.rows);
+  out.set(await source.sum(rows.data, query.rows));
 }
 
 /** Softmax of each row in place; a row of -Infinity becomes zeros. */
@@ -423,23 +439,35 @@ export function softmaxRows({ data, heads, rows, keys }: Rows): void {
   }
 }
 
-/** Exact merge of partial results by their log-sum-exp. */
-export function mergePartials(partials: readonly Partial[], valueDim: number): Partial {
-  if (partials.length === 1) return partials[0];
-  const lse = Float32Array.from(partials[0].lse);
-  const output = Float32Array.from(partials[0].output);
-  for (const next of partials.slice(1)) {
-    for (let i = 0; i < lse.length; i++) {
-      const a = lse[i];
-      const b = next.lse[i];
-      if (b === Number.NEGATIVE_INFINITY) continue;
-      const max = Math.max(a, b);
-      const wa = Math.exp(a - max);
-      const wb = Math.exp(b - max);
-      const sum = wa + wb;
-      for (let d = i * valueDim; d < (i + 1) * valueDim; d++) output[d] = (output[d] * wa + next.output[d] * wb) / sum;
-      lse[i] = max + Math.log(sum);
-    }
+/** Merges one partial result into another, exactly, by their log-sum-exp. */
+export function mergeInto({ output, lse }: Partial, next: Partial, valueDim: number): void {
+  for (let i = 0; i < lse.length; i++) {
+    const b = next.lse[i];
+    if (b === Number.NEGATIVE_INFINITY) continue;
+    const a = lse[i];
+    const max = Math.max(a, b);
+    const wa = Math.exp(a - max);
+    const wb = Math.exp(b - max);
+    const sum = wa + wb;
+    for (let d = i * valueDim; d < (i + 1) * valueDim; d++) output[d] = (output[d] * wa + next.output[d] * wb) / sum;
+    lse[i] = max + Math.log(sum);
   }
-  return { output, lse };
 }
+
+/** Work arrays of one runner, reused from step to step: steps never overlap. */
+class Scratch {
+  #output = new Float32Array(0);
+  #sums: [Float32Array, Float32Array] = [new Float32Array(0), new Float32Array(0)];
+
+  output(size: number): Float32Array {
+    if (this.#output.length !== size) this.#output = new Float32Array(size);
+    return this.#output;
+  }
+
+  sums(size: number): [Float32Array, Float32Array] {
+    if (this.#sums[0].length !== size) this.#sums = [new Float32Array(size), new Float32Array(size)];
+    return this.#sums;
+  }
+}
+
+const NO_QUERIES = new Float32Array(0);

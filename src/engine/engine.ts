@@ -16,7 +16,7 @@ import { Sequence } from "./sequence.js";
 import { Turns } from "./turns.js";
 
 /** Rows of a prompt that pass a dense segment at once. */
-const CHUNK = 512;
+const CHUNK = 1024;
 /** Rows that a prompt handles layer by layer; longer ones go in pieces of this size. */
 const PIECE = 16384;
 /** Bytes of logits at a time. */
@@ -196,7 +196,10 @@ export class Engine {
     }
   }
 
-  /** One token each for several sequences, through the dense segments together. Logits [V] each, arrays of their own. */
+  /**
+   * One token each for several sequences, through the dense segments together. Logits [V] each, in an array of the
+   * sequence's, valid until its next step.
+   */
   decode(items: readonly { readonly sequence: Sequence; readonly id: number }[]): Promise<Float32Array[]> {
     return this.#turns.take(() => this.#decode(items));
   }
@@ -498,7 +501,9 @@ export class Engine {
           );
       }
     }
-    const logits = new Float32Array(rows * vocab);
+    // one sequence's logits go straight into its own array
+    for (const { sequence } of items) sequence.logits ??= new Float32Array(vocab);
+    const logits = rows === 1 ? (items[0].sequence.logits as Float32Array) : new Float32Array(rows * vocab);
     await this.#segment(
       layers,
       this.#stops(layers, composed),
@@ -509,7 +514,8 @@ export class Engine {
     );
     return items.map(({ sequence, id }, i) => {
       sequence.ids.push(id);
-      const own = rows === 1 ? logits : logits.slice(i * vocab, (i + 1) * vocab);
+      const own = sequence.logits as Float32Array;
+      if (rows > 1) own.set(logits.subarray(i * vocab, (i + 1) * vocab));
       this.#editLogits(sequence, own, flat[i], phase);
       return own;
     });

@@ -19,6 +19,8 @@ export interface KeySource {
   /** Most entries of any head: the S of rows of logits. */
   readonly keys: number;
   attend(query: QueryRows, part: Part): Promise<Partial>;
+  /** The same into arrays of the caller's: output [T, Hq, Dv], lse [T, Hq]. */
+  attendInto(query: QueryRows, part: Part, output: Float32Array, lse: Float32Array): Promise<void> | void;
   /** [Hq, T, S]; -Infinity where the part reads nothing or a head has fewer entries. */
   logits(query: QueryRows, part: Part): Promise<Float32Array>;
   /** Values summed under weights [Hq, T, S]: [T, Hq, Dv]. */
@@ -83,6 +85,12 @@ export class FloatKeys implements KeySource {
   async attend(query: QueryRows, part: Part): Promise<Partial> {
     const { request, k, v } = this.#cut(query, part);
     return this.#blocks.attend(this.#shape, request, k, v);
+  }
+
+  async attendInto(query: QueryRows, part: Part, output: Float32Array, lse: Float32Array): Promise<void> {
+    const result = await this.attend(query, part);
+    output.set(result.output);
+    lse.set(result.lse);
   }
 
   async logits(query: QueryRows, part: Part): Promise<Float32Array> {

@@ -29,8 +29,12 @@ export class PagedKeys implements KeySource {
     const { heads, valueDim } = this.#shape;
     const output = new Float32Array(query.rows * heads * valueDim);
     const lse = new Float32Array(query.rows * heads);
-    this.#cache.attend(this.#request(query, part), output, lse);
+    this.attendInto(query, part, output, lse);
     return { output, lse };
+  }
+
+  attendInto(query: QueryRows, part: Part, output: Float32Array, lse: Float32Array): void {
+    this.#cache.attend(this.#request(query, part), output, lse);
   }
 
   async logits(query: QueryRows, part: Part): Promise<Float32Array> {

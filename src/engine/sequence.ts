@@ -14,6 +14,8 @@ export class Sequence {
   /** Rotary tables per layer; dynamic scaling and LongRoPE pick them by the length that the sequence begins with. */
   tables: readonly (RotaryTable | null)[] | undefined;
   rotaryLength = 0;
+  /** Logits of the last decode step, [V]. */
+  logits: Float32Array | undefined;
   #closed = false;
 
   constructor(cache: Cache, composed: Composed, model: ModelShape, from?: { ids: number[]; states: unknown[] }) {
