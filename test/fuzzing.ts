@@ -62,6 +62,29 @@ const INTERESTING = [
 ];
 const HUGE = [2n ** 53n - 1n, 2n ** 53n, 2n ** 62n, 2n ** 63n, 2n ** 64n - 1n];
 
+/** Changes the header of a safetensors file as JSON and puts the file together again, lengths and all. */
+function mutateHeader(seed: Uint8Array, random: Random): Uint8Array {
+  const length = Number(new DataView(seed.buffer, seed.byteOffset).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(seed.subarray(8, 8 + length)));
+  const text = new TextEncoder().encode(JSON.stringify(mutateJson(header, random)) ?? "");
+  const bytes = new Uint8Array(8 + text.length + seed.length - 8 - length);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(text.length), true);
+  bytes.set(text, 8);
+  bytes.set(seed.subarray(8 + length), 8 + text.length);
+  return bytes;
+}
+
+/** Changes a byte or an integer here and there, and leaves all lengths as they are. */
+function mutateInPlace(seed: Uint8Array, random: Random): Uint8Array {
+  const bytes = Uint8Array.from(seed);
+  for (let n = 1 + random.below(2); n > 0; n--) {
+    const at = random.below(bytes.length);
+    if (random.below(2) === 0) bytes[at] ^= 1 << random.below(8);
+    else bytes[at] = random.pick([0, 1, 2, 8, 9, 32, 127, 128, 255]);
+  }
+  return bytes;
+}
+
 /** Changes bytes: bits, integers, pieces cut, doubled, moved or put in from another input. */
 export function mutateBytes(seed: Uint8Array, other: Uint8Array, random: Random): Uint8Array {
   let bytes = Uint8Array.from(seed);
@@ -264,10 +287,18 @@ async function readAll(file: TensorFile, limit: number): Promise<void> {
 }
 
 /** Bytes of a kind of file, mutated. */
-function bytesTarget(name: string, seeds: Uint8Array[], parse: (bytes: Uint8Array) => Promise<void>): Target {
+function bytesTarget(
+  name: string,
+  seeds: Uint8Array[],
+  parse: (bytes: Uint8Array) => Promise<void>,
+  gentle = mutateInPlace,
+): Target {
   return {
     name,
-    mutate: (random) => mutateBytes(random.pick(seeds), random.pick(seeds), random),
+    mutate: (random) =>
+      random.below(2) === 0
+        ? gentle(random.pick(seeds), random)
+        : mutateBytes(random.pick(seeds), random.pick(seeds), random),
     run: (input) => parse(input as Uint8Array),
   };
 }
@@ -394,7 +425,12 @@ export async function targets(): Promise<Target[]> {
     }
   };
   return [
-    bytesTarget("safetensors", safetensors, async (bytes) => readAll(await openSafetensors(bytes), bytes.length)),
+    bytesTarget(
+      "safetensors",
+      safetensors,
+      async (bytes) => readAll(await openSafetensors(bytes), bytes.length),
+      mutateHeader,
+    ),
     bytesTarget("gguf", ggufs, async (bytes) => {
       const file = await openGguf(bytes);
       await readAll(file, bytes.length);
