@@ -70,8 +70,9 @@ function loadSteps(steps: usize): v128 {
 
 /** Quantises `count` (1..16) rows of keys into an int8 page; missing rows repeat the last one. */
 function quantiseKeys(source: usize, stride: usize, count: i32, dim: i32, page: usize): void {
-  const middles = page + <usize>(dim * 16);
-  const steps = middles + <usize>(dim * 2);
+  const middles = page;
+  const steps = page + <usize>(dim * 2);
+  const codes = page + <usize>(dim * 4);
   for (let c = 0; c < dim; c += 8) {
     let row = source + (<usize>c << 2);
     const first = row;
@@ -94,7 +95,7 @@ function quantiseKeys(source: usize, stride: usize, count: i32, dim: i32, page: 
     const i0 = inverseOf(loadSteps(steps + at));
     const i1 = inverseOf(loadSteps(steps + at + 8));
     row = first;
-    let to = page + (<usize>c << 4);
+    let to = codes + (<usize>c << 4);
     for (let t = 0; t < 16; t++) {
       const a = roundedBits(f32x4.mul(f32x4.sub(v128.load(row), m0), i0));
       const b = roundedBits(f32x4.mul(f32x4.sub(v128.load(row, 16), m1), i1));
@@ -160,8 +161,9 @@ function storePairs(to: usize, a: v128, b: v128): void {
 
 /** Quantises a full float32 page of keys, [D][16], into an int8 page: the same bytes as from rows. */
 function sealKeys(open: usize, dim: i32, page: usize): void {
-  const middles = page + <usize>(dim * 16);
-  const steps = middles + <usize>(dim * 2);
+  const middles = page;
+  const steps = page + <usize>(dim * 2);
+  const codes = page + <usize>(dim * 4);
   for (let c = 0; c < dim; c += 4) {
     const from = open + (<usize>c << 6);
     const lo = least(low(from), low(from + 64), low(from + 128), low(from + 192));
@@ -171,7 +173,7 @@ function sealKeys(open: usize, dim: i32, page: usize): void {
   }
   for (let c = 0; c < dim; c += 8) {
     let from = open + (<usize>c << 6);
-    let to = page + (<usize>c << 4);
+    let to = codes + (<usize>c << 4);
     let at = <usize>(c << 1);
     for (let p = 0; p < 4; p++, from += 64, to += 32, at += 2) {
       storePairs(to, channelCodes(from, middles + at, steps + at), channelCodes(from + 256, middles + at + 8, steps + at + 8));
@@ -205,16 +207,17 @@ function valueCodes(row: usize, factor: v128): v128 {
 /** Quantises `count` (1..16) rows of values into an int8 page; missing rows repeat the last one. */
 function quantiseValues(source: usize, stride: usize, count: i32, dim: i32, page: usize): void {
   const bytes = <usize>dim << 2;
-  const scales = page + <usize>(dim * 16);
+  const scales = page;
+  const codes = page + 64;
   for (let t = 0; t < 16; t += 2) {
     const a = source + <usize>min(t, count - 1) * stride;
     const b = source + <usize>min(t + 1, count - 1) * stride;
     const fa = valueFactor(a, bytes, scales + (<usize>t << 2));
     const fb = valueFactor(b, bytes, scales + (<usize>t << 2) + 4);
-    let to = page + (<usize>t << 3);
+    let to = codes + (<usize>t << 3);
     for (let at: usize = 0; at < bytes; at += 32, to += 128) {
-      const codes = i8x16.narrow_i16x8_s(valueCodes(a + at, fa), valueCodes(b + at, fb));
-      v128.store(to, v128.shuffle<u8>(codes, codes, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+      const both = i8x16.narrow_i16x8_s(valueCodes(a + at, fa), valueCodes(b + at, fb));
+      v128.store(to, v128.shuffle<u8>(both, both, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
     }
   }
 }
@@ -265,10 +268,11 @@ export function appendTask(task: i32): void {
 function readKeys(k: u32, live: u32, dim: i32, to: usize): void {
   if (k & 1) {
     const page = <usize>(k - 1);
-    const middles = page + <usize>(dim * 16);
-    const steps = middles + <usize>(dim * 2);
+    const middles = page;
+    const steps = page + <usize>(dim * 2);
+    const codes = page + <usize>(dim * 4);
     for (let m = live; m != 0; m &= m - 1) {
-      let from = page + (<usize>ctz(m) << 1);
+      let from = codes + (<usize>ctz(m) << 1);
       for (let c = 0; c < dim; c += 8, to += 16) {
         let at = <usize>c << 1;
         for (let p = 0; p < 4; p++, at += 2, from += 32, to += 4) {
@@ -295,8 +299,8 @@ function readValues(v: u32, live: u32, dim: i32, to: usize): void {
       to += bytes;
       continue;
     }
-    const scale = load<f32>(page + <usize>(dim * 16) + (t << 2));
-    let from = page + ((t >> 1) << 4) + (t & 1);
+    const scale = load<f32>(page + (t << 2));
+    let from = page + 64 + ((t >> 1) << 4) + (t & 1);
     for (let c = 0; c < dim; c += 8, from += 128) {
       for (let u: usize = 0; u < 16; u += 2, to += 4) store<f32>(to, scale * <f32>load<i8>(from + u));
     }

@@ -232,9 +232,8 @@ function quantiseWeights(row: usize, weights: usize, n: i32, largest: usize, sca
 }
 
 /** Softmax of the chunk's logits: weights to S_WEIGHTS (int8 pages) and S_LOGITS (float32 pages), S_MAX and S_SUM. */
-function softmaxChunk(n: i32, group: i32, dim: i32, scratch: usize): void {
+export function softmaxChunk(n: i32, group: i32, scratch: usize): void {
   const list = scratch + S_ENTRIES;
-  const scales = <usize>dim << 4;
   const largest = scratch + S_SUMS; // free until the values are summed
   for (let g = 0; g < group; g++) {
     const row = scratch + S_LOGITS + <usize>g * LOGIT_ROW;
@@ -267,7 +266,7 @@ function softmaxChunk(n: i32, group: i32, dim: i32, scratch: usize): void {
           sum = f32x4.add(sum, f32x4.add(f32x4.add(a, b), f32x4.add(c, d)));
           const v = load<u32>(e, 4);
           if (v & 1) {
-            const s = <usize>(v - 1) + scales;
+            const s = <usize>(v - 1);
             const wa = f32x4.mul(a, v128.load(s));
             const wb = f32x4.mul(b, v128.load(s, 16));
             const wc = f32x4.mul(c, v128.load(s, 32));
@@ -293,9 +292,8 @@ function softmaxChunk(n: i32, group: i32, dim: i32, scratch: usize): void {
 }
 
 /** Weights as given (job SUM) instead of a softmax: to S_WEIGHTS and S_LOGITS. `from`: the first query's row. */
-function givenWeights(n: i32, group: i32, dim: i32, scratch: usize, from: usize, rowBytes: usize): void {
+function givenWeights(n: i32, group: i32, scratch: usize, from: usize, rowBytes: usize): void {
   const list = scratch + S_ENTRIES;
-  const scales = <usize>dim << 4;
   const largest = scratch + S_SUMS;
   for (let g = 0; g < group; g++, from += rowBytes) {
     const row = scratch + S_LOGITS + <usize>g * LOGIT_ROW;
@@ -313,7 +311,7 @@ function givenWeights(n: i32, group: i32, dim: i32, scratch: usize, from: usize,
         if (((slots >> (<u32>t >> 2)) & 1) == 0) continue;
         let x = load<f32>(w);
         if (v & 1) {
-          x *= load<f32>(<usize>(v - 1) + scales + t);
+          x *= load<f32>(<usize>(v - 1) + t);
           store<f32>(most, max(load<f32>(most), abs(x)));
         }
         store<f32>(at + t, x);
@@ -400,7 +398,7 @@ export function attendTask(task: i32, scratch: usize): void {
   const n = first < last ? gather(entries + <usize>first * ENTRY_BYTES, last - first, limits, scratch) : 0;
   if (n > 0) {
     if (kind == SUM) {
-      givenWeights(n, group, valueDim, scratch, logits, rowBytes);
+      givenWeights(n, group, scratch, logits, rowBytes);
     } else {
       loadQueries(<usize>field(F_QUERY) + (<usize>((row * queryHeads + queryHead) * keyDim) << 2), group, keyDim, scratch);
       scoreChunk(n, group, keyDim, scratch);
@@ -409,7 +407,7 @@ export function attendTask(task: i32, scratch: usize): void {
         writeLogits(n, group, scratch, logits, rowBytes);
         return;
       }
-      softmaxChunk(n, group, valueDim, scratch);
+      softmaxChunk(n, group, scratch);
     }
     sumChunk(n, group, valueDim, scratch);
   }

@@ -1,13 +1,13 @@
 import { CODE_ROW, LOGIT_ROW, QUERY_ROW as ROW, S_CODES, S_LOGITS, S_QUERY, S_QUERY_SCALED } from "./layout";
 import { bf16High, bf16Low, dotAdd, mulAdd } from "./math";
 
-// A page of int8 keys: codes i8 [D/8][4 pairs][16 tokens][2 channels], middle bf16 [D], step bf16 [D]; key = middle +
+// A page of int8 keys: middle bf16 [D], step bf16 [D], codes i8 [D/8][4 pairs][16 tokens][2 channels]; key = middle +
 // step * code. A pair is channels c and c + 4 of a group of 8: that is how two vectors of queries interleave.
 // A page of float32 keys: f32 [D][16 tokens].
 
 /** Widens `largest` [D] to the page's steps. */
 export function maxSteps(page: usize, dim: i32, largest: usize): void {
-  let from = page + <usize>(dim * 18);
+  let from = page + <usize>(dim * 2);
   const end = from + <usize>(dim * 2);
   while (from < end) {
     const s = v128.load(from);
@@ -55,7 +55,7 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
   let o1 = zero;
   let o2 = zero;
   let o3 = zero;
-  let header = page + <usize>(dim << 4);
+  let header = page;
   const steps = <usize>(dim << 1);
   let q = base;
   let c = codes;
@@ -104,7 +104,7 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
     let b1 = zero;
     let b2 = zero;
     let b3 = zero;
-    let k = page;
+    let k = header + steps;
     for (c = codes; c < last; c += 4, k += 32) {
       const x = v128.load32_splat(c);
       const t0 = v128.load8x8_s(k);
@@ -145,7 +145,7 @@ function scoreInt8(N: i32, page: usize, dim: i32, scratch: usize, first: i32, sl
     let c1 = zero;
     let d0 = zero;
     let d1 = zero;
-    let k = page + half;
+    let k = header + steps + half;
     for (c = codes; c < last; c += 4, k += 32) {
       const t = v128.load8x8_s(k);
       const w = v128.load8x8_s(k, 8);

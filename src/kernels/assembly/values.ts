@@ -1,8 +1,11 @@
 import { LOGIT_ROW, OUT_ROW, S_LOGITS, S_OUT, S_SUMS, S_VALUES, S_WEIGHTS, WEIGHT_ROW } from "./layout";
 import { dotAdd, mulAdd } from "./math";
 
-// A page of int8 values: codes i8 [Dv/8][8 token pairs][8 channels][2 tokens], scale f32 [16]; value = scale * code.
+// A page of int8 values: scale f32 [16], codes i8 [Dv/8][8 token pairs][8 channels][2 tokens]; value = scale * code.
 // A page of float32 values: f32 [16][Dv].
+
+/** Bytes of a page's scales. */
+const SCALES: usize = 64;
 
 /** Adds N queries' weighted sums over `count` pages of int8 values to their rows of the output. */
 // @ts-ignore: decorator
@@ -12,12 +15,11 @@ function sumInt8(N: i32, count: i32, dim: i32, scratch: usize, first: i32, scale
   const sums = scratch + S_SUMS;
   const list = scratch + S_VALUES;
   const end = list + (<usize>count << 3);
-  const codes = <usize>(dim << 4);
   const last = sums + <usize>(dim * 4 * N);
   memory.fill(sums, 0, last - sums);
   // page after page, so that memory is read in order; the integer sums wait in the cache
   for (let i = list; i < end; i += 8) {
-    let v = <usize>load<u32>(i);
+    let v = <usize>load<u32>(i) + SCALES;
     const from = weights + <usize>load<u32>(i, 4);
     const to = from + 32;
     for (let s = sums; s < last; s += 32 * N) {
