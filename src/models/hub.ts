@@ -408,7 +408,9 @@ class Fetcher {
     if (this.options.signal?.aborted) return aborted(this.options.signal);
     if (cause instanceof FoveaError) return cause;
     if (!isApiError(cause)) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
+      // Node's fetch says only that it failed; why is in the cause.
+      const inner = cause instanceof Error && cause.cause instanceof Error ? cause.cause : cause;
+      const reason = inner instanceof Error ? inner.message : String(inner);
       return this.nothingCached(`the hub cannot be reached (${reason})`, cause);
     }
     if (cause.statusCode === 401 || cause.statusCode === 403) {
