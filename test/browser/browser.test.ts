@@ -41,6 +41,7 @@ async function writeShards(): Promise<void> {
   writeFileSync(join(sharded, "model.safetensors.index.json"), JSON.stringify({ weight_map: map }));
 }
 
+const long = readFileSync(join(root, "examples/harbour.txt"), "utf8");
 let node: Results;
 let nodeInt8: Results;
 
@@ -60,10 +61,10 @@ beforeAll(async () => {
   await convert(join(root, "models/tiny"), join(work, "files/tiny.gguf"), { type: "f32" });
   const options = { threads: 1, worker: false } as const;
   const model = await load(join(root, "models/tiny"), options);
-  node = await runModel(model);
+  node = await runModel(model, long);
   await model.close();
   const int8 = await load(join(root, "models/tiny"), { ...options, precision: "int8", cache: "float32" });
-  nodeInt8 = await runModel(int8);
+  nodeInt8 = await runModel(int8, long);
   await int8.close();
 });
 
@@ -75,6 +76,7 @@ async function visit(isolated: boolean, ranges: boolean): Promise<{ report: Repo
       "/": site,
       "/models/": join(root, "models"),
       "/sharded/": sharded,
+      "/harbour.txt": join(root, "examples/harbour.txt"),
       "/tiny.gguf": join(work, "files/tiny.gguf"),
     },
   });
@@ -88,7 +90,12 @@ async function visit(isolated: boolean, ranges: boolean): Promise<{ report: Repo
     gone.catch(() => undefined);
     const report = (await Promise.race([server.report, gone])) as Report & { failed?: string };
     if (report.failed) throw new Error(`the page failed: ${report.failed}\n${browser.log.join("\n")}`);
-    if (process.env.FOVEA_LOG) writeFileSync(process.env.FOVEA_LOG, JSON.stringify({ report, log: browser.log }));
+    if (process.env.FOVEA_LOG) {
+      writeFileSync(
+        `${process.env.FOVEA_LOG}.${isolated}.json`,
+        JSON.stringify({ report, log: browser.log, requests: server.requests }),
+      );
+    }
     return { report, server };
   } finally {
     await browser.close();
@@ -108,8 +115,10 @@ function expectSame(page: Results, reference: Results, tolerance: number): void 
   expect(page.text).toBe(reference.text);
   expect(page.pieces).toBe(reference.text);
   expect(page.streaming).toEqual(reference.streaming);
+  expect(page.answer).toBe(reference.answer);
   expect(page.sampled).toEqual(reference.sampled);
   expect(page.continued).toBe(reference.continued);
+  expect(Math.abs(page.streamingScore - reference.streamingScore)).toBeLessThan(tolerance * 100);
   expectClose(page.logits, reference.logits, tolerance);
   expect([page.attention.rows, page.attention.columns]).toEqual([
     reference.attention.rows,
@@ -132,6 +141,17 @@ describe.each([
   test("has the threads that it can have", () => {
     expect(report.isolated).toBe(isolated);
     for (const run of ["worker", "main", "int8"]) expect(report.results[run].threads).toBe(isolated ? 2 : 1);
+    // the calling thread and one more, where memory can be shared
+    expect(report.kernelThreads).toBe(isolated ? 1 : 0);
+  });
+
+  test("the reference answers from the text", () => {
+    expect(node.answer).toBe(" Ada Moreau");
+    expect(node.streaming).not.toEqual(node.greedy);
+  });
+
+  test("a run in the worker ends when it is aborted", () => {
+    expect(report.aborted).toBe("aborted");
   });
 
   test.each(["worker", "main", "sharded"])("%s: ids, logits, attention and score are Node's", (run) => {
