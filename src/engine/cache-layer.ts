@@ -1,5 +1,6 @@
 import { FoveaError } from "../error.js";
 import { CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
+import { type PageBounds, pageBounds } from "./cache-bounds.js";
 import { entriesBound, writeEntries } from "./cache-entries.js";
 import type { Entries, LogBias } from "./hooks.js";
 import { appendRecords, type HeadMark, HeadPages, readEntries } from "./pages.js";
@@ -10,7 +11,9 @@ const STAGING_BYTES = 4 << 20;
 /** Bytes of partial results or logits of a job; more rows go in several jobs. */
 const JOB_BYTES = 16 << 20;
 /** Below this many (page, query head, row) a job runs on the calling thread alone: waking others would take longer. */
-const PARALLEL_WORK = 96;
+const PARALLEL_WORK = 256;
+/** From this many pages on, storing a token wakes the threads that will attend to it. */
+const WAKE_PAGES = 96;
 
 export interface AttendRequest {
   /** Rotated queries, [rows, Hq, D]. */
@@ -117,6 +120,7 @@ export class LayerCache {
     const valueWidth = kvHeads * storedValueDim;
     const piece = Math.max(16, Math.floor(STAGING_BYTES / (4 * (keyWidth + valueWidth)) / 16) * 16);
     const mark = n > piece ? this.mark() : undefined;
+    if (n === 1 && this.#pages >= WAKE_PAGES) this.#bank.kernels.wake();
     try {
       for (let from = 0; from < n; from += piece) {
         const rows = Math.min(piece, n - from);
@@ -234,6 +238,15 @@ export class LayerCache {
     return { k: this.#unstage(keys, n, keyDim, storedKeyDim), v: this.#unstage(values, n, valueDim, storedValueDim) };
   }
 
+  /**
+   * Bounds of each page's keys in a KV head, [pages, D] each: no stored key of a page is below `lower` or above `upper`.
+   * `first` [pages + 1]: index of each page's first stored entry, and at the end the number of entries.
+   */
+  bounds(head: number): PageBounds {
+    this.#check();
+    return pageBounds(this.#bank.memory, this.shape, this.#heads[head]);
+  }
+
   #unstage(from: number, rows: number, dim: number, stored: number): Float32Array {
     const out = new Float32Array(rows * dim);
     this.#copyOut(out, 0, from, rows, dim, stored);
@@ -264,7 +277,8 @@ export class LayerCache {
       out.fill(0, 0, rows * heads * valueDim);
       lse?.fill(Number.NEGATIVE_INFINITY, 0, rows * heads);
     }
-    const chunks = Math.max(1, Math.ceil(this.#lists(request, from, to) / CHUNK));
+    const longest = this.#lists(request, from, to);
+    const chunks = Math.max(1, Math.ceil(longest / CHUNK));
     const perRow = (to - from) * Math.ceil(group / MAX_GROUP) * chunks * (64 + storedValueDim * MAX_GROUP * 4);
     const step = Math.max(1, Math.min(rows, Math.floor(JOB_BYTES / perRow)));
     for (let row = 0; row < rows; row += step) {
@@ -278,7 +292,7 @@ export class LayerCache {
       words[job + Field.out] = result;
       words[job + Field.lse] = sums;
       words[job + Field.partials] = partials;
-      this.#run(count, group, chunks);
+      this.#run(count, group, longest);
       if (to - from === kvHeads) {
         this.#copyOut(out, row * heads * valueDim, result, count * heads, valueDim, storedValueDim);
         const at = sums >>> 2;
@@ -308,7 +322,8 @@ export class LayerCache {
     const out = new Float32Array(rows * heads * n);
     if (n === 0) return out;
     const [from, to] = request.heads ?? [0, kvHeads];
-    const chunks = Math.max(1, Math.ceil(this.#lists(request, from, to) / CHUNK));
+    const longest = this.#lists(request, from, to);
+    const chunks = Math.max(1, Math.ceil(longest / CHUNK));
     const step = Math.max(1, Math.min(rows, Math.floor(JOB_BYTES / (heads * n * 4))));
     for (let row = 0; row < rows; row += step) {
       const count = Math.min(step, rows - row);
@@ -317,7 +332,7 @@ export class LayerCache {
       const start = logits >>> 2;
       this.#bank.memory.f32.fill(Number.NEGATIVE_INFINITY, start, start + count * heads * n);
       this.#layoutOfLogits(logits, layout, count, heads, n);
-      this.#run(count, heads / kvHeads, chunks);
+      this.#run(count, heads / kvHeads, longest);
       const { f32 } = this.#bank.memory;
       if (layout === "rows" || count === rows) out.set(f32.subarray(start, start + count * heads * n), row * heads * n);
       else
@@ -343,7 +358,8 @@ export class LayerCache {
         "bad-shape",
         `${weights.length} weights are no [rows ${rows}, a multiple of ${kvHeads} heads, ${n}]`,
       );
-    const chunks = Math.max(1, Math.ceil(Math.max(...this.#heads.map((h) => h.count)) / CHUNK));
+    const longest = Math.max(...this.#heads.map((h) => h.count));
+    const chunks = Math.max(1, Math.ceil(longest / CHUNK));
     const group = heads / kvHeads;
     const perRow =
       kvHeads * Math.ceil(group / MAX_GROUP) * chunks * (64 + storedValueDim * MAX_GROUP * 4) + heads * n * 4;
@@ -369,7 +385,7 @@ export class LayerCache {
       u32[job + Field.lse] = result + count * heads * storedValueDim * 4;
       u32[job + Field.partials] = partials;
       this.#layoutOfLogits(logits, layout, count, heads, n);
-      this.#run(count, group, chunks);
+      this.#run(count, group, longest);
       this.#copyOut(out, row * heads * valueDim, result, count * heads, valueDim, storedValueDim);
     }
     return out;
@@ -523,11 +539,15 @@ export class LayerCache {
     return address;
   }
 
-  #run(rows: number, group: number, chunks: number): void {
-    let pages = 0;
-    if (chunks > 1) pages = PARALLEL_WORK;
-    else for (const head of this.#heads) pages += head.count;
-    this.#bank.kernels.run(pages * rows * group >= PARALLEL_WORK);
+  /** Runs the job; `longest`: entries of the longest page table. */
+  #run(rows: number, group: number, longest: number): void {
+    this.#bank.kernels.run(longest * this.shape.kvHeads * rows * group >= PARALLEL_WORK);
+  }
+
+  get #pages(): number {
+    let n = 0;
+    for (const head of this.#heads) n += head.count;
+    return n;
   }
 
   /** Wakes the kernels' threads ahead of `attend`. */

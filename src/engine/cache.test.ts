@@ -242,6 +242,36 @@ for (const type of ["float32", "int8"] as const) {
       for (let i = 0; i < 64; i++) expect(last.k[199 * 64 + i]).toBe(k[(199 * 2 + 1) * 64 + i]);
     });
 
+    it("bounds the keys of each page, as stored and as given", () => {
+      const p = pool(type, 2, 20);
+      const r = random(10);
+      const n = 100;
+      const k = r.array(n * 2 * 20).map((x, i) => (i % 20 === 3 ? x + 50 : x)); // a channel far from 0
+      const cache = p.create();
+      const layer = cache.layer(0);
+      layer.append(k, k, n);
+      layer.keep(
+        1,
+        Int32Array.from({ length: n }, (_, i) => i).filter((i) => i % 3 > 0),
+      );
+      for (const h of [0, 1]) {
+        const { lower, upper, first } = layer.bounds(h);
+        const stored = layer.read(h).k;
+        expect(first[first.length - 1]).toBe(layer.length(h));
+        for (let page = 0; page + 1 < first.length; page++)
+          for (let i = first[page]; i < first[page + 1]; i++)
+            for (let c = 0; c < 20; c++)
+              // entries that were moved to another page are bounded as they were stored
+              for (const x of [stored[i * 20 + c], h === 0 ? k[i * 40 + c] : stored[i * 20 + c]]) {
+                expect(x).toBeGreaterThanOrEqual(lower[page * 20 + c]);
+                expect(x).toBeLessThanOrEqual(upper[page * 20 + c]);
+                // bf16 steps: no wider than the keys' range plus a part in 64 of their size
+                expect(upper[page * 20 + c] - lower[page * 20 + c]).toBeLessThan(7 + Math.abs(x) / 64);
+              }
+      }
+      cache.release();
+    });
+
     it("sums values under any weights", () => {
       const cache = filled(pool(type, 2, 64, 24), 1200);
       const layer = cache.layer(0);

@@ -4,6 +4,7 @@ import { deserializeCache, serializeCache } from "./cache-file.js";
 import { LayerCache, type LayerMark } from "./cache-layer.js";
 import { Bank, type CacheType, type LayerShape, type StoredShape, storedShape } from "./pages-bank.js";
 
+export type { PageBounds } from "./cache-bounds.js";
 export { type AttendRequest, LayerCache, type RowLayout } from "./cache-layer.js";
 export type { CacheType, LayerShape } from "./pages-bank.js";
 
@@ -18,7 +19,7 @@ export interface CachePoolOptions {
   readonly threads?: number;
   /** Most bytes of all caches together, pages, tables and work areas. Default 4 GiB. */
   readonly limitBytes?: number;
-  /** Microseconds that an idle thread looks for work before it sleeps. Default 20. */
+  /** Microseconds that an idle thread looks for work before it sleeps. Default 10. */
   readonly spin?: number;
 }
 

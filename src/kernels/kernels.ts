@@ -23,8 +23,8 @@ export interface KernelOptions {
   /** A limit shared with other kernels; default: `maximumBytes` alone. */
   readonly budget?: Budget;
   /**
-   * Microseconds that an idle thread looks for work before it sleeps. Default 20: long enough for the next job of a
-   * layer, short enough to leave the core to the dense segments.
+   * Microseconds that an idle thread looks for work before it sleeps. Default 10: long enough to meet the job that it
+   * was woken for, short enough to leave the core to the dense segments.
    */
   readonly spin?: number;
 }
@@ -63,7 +63,7 @@ export class Kernels {
     const instance = new WebAssembly.Instance(module, { env: { memory: this.memory.memory } });
     this.#exports = instance.exports as unknown as Exports;
     this.#scratch = this.memory.alloc(SCRATCH_BYTES);
-    const spins = Math.round((options.spin ?? 20) * 400);
+    const spins = Math.round((options.spin ?? 10) * 400);
     for (let i = 1; i < this.threads; i++) {
       const scratch = this.memory.alloc(SCRATCH_BYTES);
       this.#workers.push(startThread({ module, memory: this.memory.memory, scratch, spins }));
