@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { resolve } from "../src/attention/index.js";
 import type { Engine } from "../src/engine/engine.js";
 import type { AttachedMethod, Hooks } from "../src/engine/hooks.js";
 import { FAMILIES, type FamilyName, randomConfig, randomWeights } from "../src/models/index.js";
@@ -251,7 +252,7 @@ describe("paths, threads and batches", () => {
   });
 
   test("a prompt that cannot fit is refused with the figure, and a full cache mid-way leaves others alone", async () => {
-    const small = await engineFor(checkpoint, { cache: "int8", memory: 40 * 2 ** 20 });
+    const small = await engineFor(checkpoint, { cache: "int8", memory: 40 * 2 ** 20, context: 2 ** 20 });
     const sequence = small.sequence(small.compose([]));
     await expect(small.prefill(sequence, someIds(200_000, vocab), { wanted: "none" })).rejects.toThrow(
       /need \d+(\.\d+)? MiB.*free/,
@@ -261,6 +262,26 @@ describe("paths, threads and batches", () => {
     sequence.close();
     await small.close();
   });
+});
+
+test("a text beyond the context is refused, unless a method or the caller allows it", async () => {
+  const checkpoint = randomCheckpoint("llama", { maxPositions: 64 });
+  const ids = someIds(65, checkpoint.config.vocab);
+  const none = { wanted: "none" } as const;
+  const engine = await engineFor(checkpoint);
+  const sequence = engine.sequence(engine.compose([]));
+  await expect(engine.prefill(sequence, ids, none)).rejects.toThrow(/65 tokens are more than the 64 positions/);
+  await engine.prefill(sequence, ids.slice(0, 64), none);
+  await expect(engine.decode([{ sequence, id: 1 }])).rejects.toMatchObject({ code: "too-large" });
+  expect(sequence.length).toBe(64);
+  const streaming = engine.sequence(engine.compose(resolve("streaming-llm(sinks=2,window=20)")));
+  await engine.prefill(streaming, ids, none);
+  for (const s of [sequence, streaming]) s.close();
+  await engine.close();
+  const wide = await engineFor(checkpoint, { context: 128 });
+  await wide.prefill(wide.sequence(wide.compose([])), ids, none);
+  await wide.close();
+  await expect(engineFor(randomCheckpoint("gpt2"), { context: 4096 })).rejects.toThrow(/embeddings for 512 positions/);
 });
 
 test("int8 and int4 weights stay near float32", async () => {

@@ -16,7 +16,7 @@ describe.skipIf(!existsSync(STORIES))("methods on a trained model", () => {
   let short: number[];
 
   beforeAll(async () => {
-    model = await load(STORIES, { worker: false, precision: "float32", cache: "float32" });
+    model = await load(STORIES, { worker: false, precision: "float32", cache: "float32", context: 8192 });
     const stories = await Promise.all(
       Array.from({ length: 24 }, async (_, i) => {
         const start = STARTS[i % STARTS.length];

@@ -40,6 +40,7 @@ export function engineFor(
     threads?: number;
     precision?: "float32" | "int8" | "int4";
     memory?: number;
+    context?: number;
   } = {},
 ): Promise<Engine> {
   return Engine.create(checkpoint, { threads: 1, memory: 2 ** 31, precision: "float32", cache: "float32", ...options });

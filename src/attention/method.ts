@@ -78,7 +78,7 @@ export interface ScopeInput {
   heads?: HeadName | readonly HeadName[];
 }
 
-type HookFunctions<State> = Omit<Hooks<State>, "layers" | "replacesPattern">;
+type HookFunctions<State> = Omit<Hooks<State>, "layers" | "replacesPattern" | "beyondContext">;
 type WithParameters<F, P> = F extends (...args: infer A) => infer R ? (...args: [...A, params: P]) => R : never;
 /** The hooks of a definition: those of the engine with the method's parameters as one more argument. */
 export type InlineHooks<P, State> = {
@@ -90,6 +90,8 @@ interface DefinitionBase<S extends z.ZodObject> extends globalThis.Partial<Omit<
   parameters?: S;
   scope?: "layers" | "heads";
   replacesPattern?: boolean;
+  /** Whether texts may grow beyond the model's context under these parameters. Default no. */
+  beyondContext?(params: z.output<S>): boolean;
   /** Throws `unsupported` or `bad-input`, with the reason, where the method cannot run. */
   check?(model: ModelShape, params: z.output<S>): void;
 }
@@ -219,7 +221,7 @@ export function method<S extends z.ZodObject = typeof NO_PARAMETERS, State = unk
     const attached: AttachedMethod = {
       name,
       spec: printMethods([{ name, params: specValues(card, keys, params, scope) }]),
-      hooks: withLayers(limited, scope),
+      hooks: { ...withLayers(limited, scope), ...(definition.beyondContext?.(params) ? { beyondContext: true } : {}) },
       ...(scope.layers || scope.heads ? { scope } : {}),
       ...(check ? { check: (model: ModelShape) => check(model, params) } : {}),
     };

@@ -26,6 +26,7 @@ export const loadOptions = {
   cache: choice("cached keys and values", ["float32", "int8"]),
   threads: integer("threads of dense layers and kernels", { min: 1, max: 1024, fallbackText: "all cores" }),
   memory: bytes("most bytes that weights, caches and work areas may take, e.g. 2GB"),
+  context: integer("positions that a text may take", { min: 1, fallbackText: "the model's own" }),
   provider: choice("where the dense layers run", ["cpu", "webgpu", "cuda", "auto"]),
   cacheFolder: text("folder of downloaded models", "folder"),
 };
@@ -58,12 +59,13 @@ export function modelName(given: string | undefined): string {
 
 /** What `load` takes, from the command line. */
 export function toLoadOptions(values: OptionValues<typeof loadOptions>, io: Io, progress: ProgressLine): LoadOptions {
-  const { precision, cache, threads, memory, provider, cacheFolder } = values;
+  const { precision, cache, threads, memory, context, provider, cacheFolder } = values;
   return {
     ...(precision && { precision }),
     ...(cache && { cache }),
     ...(threads !== undefined && { threads }),
     ...(memory !== undefined && { memory }),
+    ...(context !== undefined && { context }),
     ...(provider && { provider }),
     ...(cacheFolder && { cacheFolder }),
     signal: io.signal,

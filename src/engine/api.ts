@@ -11,6 +11,8 @@ export interface LoadOptions {
   threads?: number;
   /** Bytes that weights, caches and work areas together may take. Default: 3/4 of the machine's memory. */
   memory?: number;
+  /** Positions that a text may take. Default: the model's own; more runs it beyond what it was trained for. */
+  context?: number;
   provider?: "cpu" | "webgpu" | "cuda" | "auto";
   /** Run the engine in the calling thread, where a method may be any function; a run then blocks. Default true. */
   worker?: boolean;

@@ -41,6 +41,8 @@ export interface Composed {
   readonly context: readonly MethodHooks[];
   readonly embeddings: readonly MethodHooks[];
   readonly logits: readonly MethodHooks[];
+  /** One of the methods, acting in every layer, lets texts grow beyond the model's context. */
+  readonly beyondContext: boolean;
   /** Layers 0..L-1; L holds what acts on the residual stream after the last layer. */
   layer(layer: number): LayerHooks;
 }
@@ -111,6 +113,7 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
     context: having("context"),
     embeddings: having("embeddings"),
     logits: having("logits"),
+    beyondContext: all.some(({ hooks }) => hooks.beyondContext && !hooks.layers),
     layer: (layer) => layers[layer],
   };
 }

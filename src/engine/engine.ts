@@ -47,6 +47,8 @@ export class Engine {
   readonly weightBytes: number;
   readonly memoryLimit: number;
   readonly cacheBytesPerToken: number;
+  /** Positions that may be used without a method that handles more. */
+  readonly context: number;
   readonly #segments: Segments;
   readonly #attention: AttentionRunner;
   readonly #blocks: BlockAttention;
@@ -72,6 +74,7 @@ export class Engine {
     pool: CachePool;
     weightBytes: number;
     memoryLimit: number;
+    context: number;
     compileOptions: CompileOptions;
     embedding: Embedding;
     shapes: readonly AttentionShape[];
@@ -82,6 +85,7 @@ export class Engine {
     this.pool = fields.pool;
     this.weightBytes = fields.weightBytes;
     this.memoryLimit = fields.memoryLimit;
+    this.context = fields.context;
     this.#embedding = fields.embedding;
     this.#segments = new Segments(buildModel(config), config, compileOptions);
     this.#blocks = new BlockAttention(compileOptions);
@@ -143,6 +147,7 @@ export class Engine {
       pool,
       weightBytes,
       memoryLimit: options.memory,
+      context: contextOf(config, options.context),
       embedding,
       shapes,
       compileOptions: {
@@ -260,13 +265,17 @@ export class Engine {
   }
 
   #checkRoom(sequence: Sequence, rows: number, reserve: number): void {
-    const { maxPositions } = this.config;
     const length = sequence.length + rows;
-    if (this.config.learnedPositions && length + reserve > maxPositions)
+    const limit = this.limit(sequence.composed);
+    if (length > limit)
       throw new FoveaError(
         "too-large",
-        `${length} tokens and ${reserve} to generate do not fit into the model's ${maxPositions} positions`,
-        { hint: "shorten the text, or generate fewer tokens" },
+        `${length} tokens are more than the ${limit} positions of the model's context`,
+        {
+          hint: this.config.learnedPositions
+            ? "shorten the text: this model has no embeddings for further positions"
+            : "shorten the text, attach a method for longer texts (streaming-llm), or raise the option `context`",
+        },
       );
     const piece = Math.min(rows, PIECE);
     const work = workBytes(this.config, piece, 1);
@@ -521,10 +530,15 @@ export class Engine {
     });
   }
 
+  /** Tokens that a sequence under these methods may hold. */
+  limit(composed: Composed): number {
+    return composed.beyondContext ? Number.POSITIVE_INFINITY : this.context;
+  }
+
   #checkPosition(sequence: Sequence): void {
-    const { learnedPositions, maxPositions } = this.config;
-    if (learnedPositions && sequence.length >= maxPositions)
-      throw new FoveaError("too-large", `the sequence fills the model's ${maxPositions} learned positions`);
+    const limit = this.limit(sequence.composed);
+    if (sequence.length >= limit)
+      throw new FoveaError("too-large", `the sequence fills the ${limit} positions of the model's context`);
   }
 
   /** Runs the links of one dense segment on some rows, hooks at its stops, results into the arrays given. */
@@ -656,6 +670,19 @@ function rotaryPlan(table: { inverse: Float32Array; multiplier: number }): Rotar
 
 function megabytes(bytes: number): string {
   return `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MiB`;
+}
+
+/** The context asked for, within what the model has positions for. */
+function contextOf(config: ModelConfig, asked: number | undefined): number {
+  if (asked === undefined) return config.maxPositions;
+  if (!Number.isInteger(asked) || asked < 1)
+    throw new FoveaError("bad-input", `context is ${asked}; expected a whole number of at least 1`);
+  if (config.learnedPositions && asked > config.maxPositions)
+    throw new FoveaError(
+      "unsupported",
+      `a context of ${asked} was asked for; the model has embeddings for ${config.maxPositions} positions`,
+    );
+  return asked;
 }
 
 /** Bytes of weights in the dense segments and the embedding table. */

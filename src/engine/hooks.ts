@@ -254,6 +254,8 @@ export interface Hooks<State = unknown> {
   scores?(step: AttentionStep<State>, rows: Rows): void;
   /** Edits of the weights after the softmax; rows need not sum to 1 afterwards: runs in the row path. */
   pattern?(step: AttentionStep<State>, rows: Rows): void;
+  /** The method lets a text grow beyond the model's context (positions inside the cache, a stretched plan). */
+  readonly beyondContext?: boolean;
   /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
   readonly replacesPattern?: boolean;
   /** Reads the weights as used, after every `pattern`. */

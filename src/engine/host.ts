@@ -405,7 +405,9 @@ export class Host {
     let finish: GenerateResult["finish"] = "length";
     const leave = this.#decoder.enter();
     try {
-      while (ids.length < maxTokens && logits) {
+      // the last token takes no position: nothing is read behind it
+      const most = Math.min(maxTokens, this.#engine.limit(sequence.composed) - sequence.length + 1);
+      while (ids.length < most && logits) {
         if (call.signal?.aborted) {
           finish = "aborted";
           break;
@@ -422,7 +424,7 @@ export class Host {
           finish = "stop";
           break;
         }
-        if (ids.length < maxTokens) logits = await this.#decoder.step(sequence, id);
+        if (ids.length < most) logits = await this.#decoder.step(sequence, id);
       }
     } finally {
       leave();

@@ -22,7 +22,8 @@ export function encodeState(value: unknown): { json: string; buffers: Uint8Array
   const walk = (v: unknown, path: string): unknown => {
     if (v === undefined) return { $: "undefined" };
     if (v === null || typeof v === "string" || typeof v === "boolean") return v;
-    if (typeof v === "number") return Number.isFinite(v) ? v : { $: "number", v: String(v) };
+    if (typeof v === "number")
+      return Number.isFinite(v) && !Object.is(v, -0) ? v : { $: "number", v: Object.is(v, -0) ? "-0" : String(v) };
     if (ArrayBuffer.isView(v)) {
       for (const [kind, type] of Object.entries(ARRAYS))
         if (v instanceof type) {

@@ -43,7 +43,8 @@ describe.each(MODELS)("%s", (folder) => {
       // on the processor int8 matmuls quantise activations too; on a GPU they do not
       const tolerance = precision === "float32" ? 2e-3 : 0.5;
       const spread = Math.max(...a) - Math.min(...a);
-      for (let i = 0; i < a.length; i++) expect(Math.abs(a[i] - b[i])).toBeLessThan(tolerance * Math.max(1, spread / 10));
+      for (let i = 0; i < a.length; i++)
+        expect(Math.abs(a[i] - b[i])).toBeLessThan(tolerance * Math.max(1, spread / 10));
       if (precision === "int8") return;
       const greedy = async (model: typeof cpu) =>
         (await model.generate(ids, { maxTokens: 16, ignoreEos: true }).result).ids;

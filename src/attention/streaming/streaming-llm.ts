@@ -58,6 +58,7 @@ export const streamingLlm = method({
     "attention goes from 0.91 to 7.2, positions=true to 8.2. The collapse at sinks=0 is not reproduced: this model has no " +
     "sinks (sink rate 0), and a window of 256 alone does as well.",
   parameters,
+  beyondContext: ({ positions }) => positions === "rank",
   check(model, { positions }) {
     if (positions === "rank" && !model.rotary)
       throw new FoveaError(
