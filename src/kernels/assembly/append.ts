@@ -12,6 +12,7 @@ import {
   R_VALUES,
   field,
 } from "./layout";
+import { maxLane } from "./math";
 
 // A record of APPEND, 32 bytes: first source row of keys, of values; rows; slot of the first; open float32 page of keys,
 // of values (0: none); int8 page to seal into, of keys, of values (0: not full yet).
@@ -181,16 +182,15 @@ function sealKeys(open: usize, dim: i32, page: usize): void {
   }
 }
 
-/** 127 / largest magnitude of a row of values; its inverse is stored as the scale. */
+/** 127 / largest magnitude of a row of values, in slices of 8 channels; its inverse is stored as the scale. */
 // @ts-ignore: decorator
 @inline
-function valueFactor(row: usize, bytes: usize, scale: usize): v128 {
+function valueFactor(row: usize, slices: i32, sliceBytes: usize, scale: usize): v128 {
   let top = f32x4.splat(0);
-  for (let at: usize = 0; at < bytes; at += 16) top = f32x4.pmax(top, f32x4.abs(v128.load(row + at)));
-  const m = max(
-    max(f32x4.extract_lane(top, 0), f32x4.extract_lane(top, 1)),
-    max(f32x4.extract_lane(top, 2), f32x4.extract_lane(top, 3)),
-  );
+  for (let s = 0; s < slices; s++, row += sliceBytes) {
+    top = f32x4.pmax(top, f32x4.pmax(f32x4.abs(v128.load(row)), f32x4.abs(v128.load(row, 16))));
+  }
+  const m = maxLane(top);
   store<f32>(scale, m / 127);
   return f32x4.splat(m > 0 ? 127 / m : 0);
 }
@@ -204,20 +204,33 @@ function valueCodes(row: usize, factor: v128): v128 {
   );
 }
 
-/** Quantises `count` (1..16) rows of values into an int8 page; missing rows repeat the last one. */
-function quantiseValues(source: usize, stride: usize, count: i32, dim: i32, page: usize): void {
-  const bytes = <usize>dim << 2;
-  const scales = page;
+/**
+ * Quantises `count` (1..16) rows of values into an int8 page; missing rows repeat the last one. `sliceBytes`: from 8
+ * channels of a row to the next 8.
+ */
+function quantiseValues(source: usize, stride: usize, sliceBytes: usize, count: i32, dim: i32, page: usize): void {
+  const slices = dim >> 3;
   const codes = page + 64;
   for (let t = 0; t < 16; t += 2) {
-    const a = source + <usize>min(t, count - 1) * stride;
-    const b = source + <usize>min(t + 1, count - 1) * stride;
-    const fa = valueFactor(a, bytes, scales + (<usize>t << 2));
-    const fb = valueFactor(b, bytes, scales + (<usize>t << 2) + 4);
+    let a = source + <usize>min(t, count - 1) * stride;
+    let b = source + <usize>min(t + 1, count - 1) * stride;
+    const fa = valueFactor(a, slices, sliceBytes, page + (<usize>t << 2));
+    const fb = valueFactor(b, slices, sliceBytes, page + (<usize>t << 2) + 4);
     let to = codes + (<usize>t << 3);
-    for (let at: usize = 0; at < bytes; at += 32, to += 128) {
-      const both = i8x16.narrow_i16x8_s(valueCodes(a + at, fa), valueCodes(b + at, fb));
+    for (let s = 0; s < slices; s++, a += sliceBytes, b += sliceBytes, to += 128) {
+      const both = i8x16.narrow_i16x8_s(valueCodes(a, fa), valueCodes(b, fb));
       v128.store(to, v128.shuffle<u8>(both, both, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    }
+  }
+}
+
+/** Writes rows of values into a float32 page. */
+function copyValues(source: usize, stride: usize, count: i32, dim: i32, page: usize, slot: i32): void {
+  for (let t = 0; t < count; t++, source += stride) {
+    let to = page + (<usize>(slot + t) << 5);
+    for (let at: usize = 0; at < <usize>dim << 2; at += 32, to += 512) {
+      v128.store(to, v128.load(source + at));
+      v128.store(to, v128.load(source + at, 16), 16);
     }
   }
 }
@@ -253,16 +266,14 @@ export function appendTask(task: i32): void {
   const sealV = <usize>load<u32>(record, 28);
   if (openK == 0) {
     quantiseKeys(keys, keyStride, count, keyDim, sealK);
-    quantiseValues(values, valueStride, count, valueDim, sealV);
+    quantiseValues(values, valueStride, 32, count, valueDim, sealV);
     return;
   }
   copyKeys(keys, keyStride, count, keyDim, openK, slot);
-  const bytes = <usize>valueDim << 2;
-  let from = values;
-  for (let t = 0; t < count; t++, from += valueStride) memory.copy(openV + <usize>(slot + t) * bytes, from, bytes);
+  copyValues(values, valueStride, count, valueDim, openV, slot);
   if (sealK == 0) return;
   sealKeys(openK, keyDim, sealK);
-  quantiseValues(openV, bytes, 16, valueDim, sealV);
+  quantiseValues(openV, 32, 512, 16, valueDim, sealV);
 }
 
 function readKeys(k: u32, live: u32, dim: i32, to: usize): void {
@@ -295,8 +306,11 @@ function readValues(v: u32, live: u32, dim: i32, to: usize): void {
   for (let m = live; m != 0; m &= m - 1) {
     const t = <usize>ctz(m);
     if (!(v & 1)) {
-      memory.copy(to, page + t * bytes, bytes);
-      to += bytes;
+      let from = page + (t << 5);
+      for (let at: usize = 0; at < bytes; at += 32, from += 512, to += 32) {
+        v128.store(to, v128.load(from));
+        v128.store(to, v128.load(from, 16), 16);
+      }
       continue;
     }
     const scale = load<f32>(page + (t << 2));

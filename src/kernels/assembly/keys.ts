@@ -213,37 +213,12 @@ export function scorePageInt8(page: usize, dim: i32, group: i32, scratch: usize,
   }
 }
 
-/** The same for one query and a page of float32 keys. */
-function scoreFloat1(page: usize, dim: i32, query: usize, out: usize): void {
+/** Logits of N queries against a page of float32 keys, eight tokens at a time. */
+// @ts-ignore: decorator
+@inline
+function scoreFloat(N: i32, page: usize, dim: i32, query: usize, out: usize): void {
   const zero = f32x4.splat(0);
-  let a0 = zero;
-  let a1 = zero;
-  let a2 = zero;
-  let a3 = zero;
   const end = query + (<usize>dim << 2);
-  while (query < end) {
-    const x = v128.load32_splat(query);
-    a0 = mulAdd(a0, v128.load(page), x);
-    a1 = mulAdd(a1, v128.load(page, 16), x);
-    a2 = mulAdd(a2, v128.load(page, 32), x);
-    a3 = mulAdd(a3, v128.load(page, 48), x);
-    const y = v128.load32_splat(query, 4);
-    a0 = mulAdd(a0, v128.load(page, 64), y);
-    a1 = mulAdd(a1, v128.load(page, 80), y);
-    a2 = mulAdd(a2, v128.load(page, 96), y);
-    a3 = mulAdd(a3, v128.load(page, 112), y);
-    query += 8;
-    page += 128;
-  }
-  v128.store(out, a0);
-  v128.store(out, a1, 16);
-  v128.store(out, a2, 32);
-  v128.store(out, a3, 48);
-}
-
-/** Three queries at once, half a page at a time. */
-function scoreFloat3(page: usize, dim: i32, query: usize, out: usize): void {
-  const zero = f32x4.splat(0);
   for (let half: usize = 0; half < 64; half += 32) {
     let a0 = zero;
     let a1 = zero;
@@ -251,64 +226,60 @@ function scoreFloat3(page: usize, dim: i32, query: usize, out: usize): void {
     let b1 = zero;
     let c0 = zero;
     let c1 = zero;
+    let d0 = zero;
+    let d1 = zero;
     let k = page + half;
-    let q = query;
-    const end = query + (<usize>dim << 2);
-    while (q < end) {
-      let t = v128.load(k);
-      let w = v128.load(k, 16);
-      let x = v128.load32_splat(q);
+    for (let q = query; q < end; q += 4, k += 64) {
+      const t = v128.load(k);
+      const w = v128.load(k, 16);
+      const x = v128.load32_splat(q);
       a0 = mulAdd(a0, t, x);
       a1 = mulAdd(a1, w, x);
-      x = v128.load32_splat(q, ROW);
-      b0 = mulAdd(b0, t, x);
-      b1 = mulAdd(b1, w, x);
-      x = v128.load32_splat(q, 2 * ROW);
-      c0 = mulAdd(c0, t, x);
-      c1 = mulAdd(c1, w, x);
-      t = v128.load(k, 64);
-      w = v128.load(k, 80);
-      x = v128.load32_splat(q, 4);
-      a0 = mulAdd(a0, t, x);
-      a1 = mulAdd(a1, w, x);
-      x = v128.load32_splat(q, ROW + 4);
-      b0 = mulAdd(b0, t, x);
-      b1 = mulAdd(b1, w, x);
-      x = v128.load32_splat(q, 2 * ROW + 4);
-      c0 = mulAdd(c0, t, x);
-      c1 = mulAdd(c1, w, x);
-      t = v128.load(k, 128);
-      w = v128.load(k, 144);
-      x = v128.load32_splat(q, 8);
-      a0 = mulAdd(a0, t, x);
-      a1 = mulAdd(a1, w, x);
-      x = v128.load32_splat(q, ROW + 8);
-      b0 = mulAdd(b0, t, x);
-      b1 = mulAdd(b1, w, x);
-      x = v128.load32_splat(q, 2 * ROW + 8);
-      c0 = mulAdd(c0, t, x);
-      c1 = mulAdd(c1, w, x);
-      t = v128.load(k, 192);
-      w = v128.load(k, 208);
-      x = v128.load32_splat(q, 12);
-      a0 = mulAdd(a0, t, x);
-      a1 = mulAdd(a1, w, x);
-      x = v128.load32_splat(q, ROW + 12);
-      b0 = mulAdd(b0, t, x);
-      b1 = mulAdd(b1, w, x);
-      x = v128.load32_splat(q, 2 * ROW + 12);
-      c0 = mulAdd(c0, t, x);
-      c1 = mulAdd(c1, w, x);
-      q += 16;
-      k += 256;
+      if (N > 1) {
+        const y = v128.load32_splat(q, ROW);
+        b0 = mulAdd(b0, t, y);
+        b1 = mulAdd(b1, w, y);
+      }
+      if (N > 2) {
+        const z = v128.load32_splat(q, 2 * ROW);
+        c0 = mulAdd(c0, t, z);
+        c1 = mulAdd(c1, w, z);
+      }
+      if (N > 3) {
+        const u = v128.load32_splat(q, 3 * ROW);
+        d0 = mulAdd(d0, t, u);
+        d1 = mulAdd(d1, w, u);
+      }
     }
-    v128.store(out + half, a0);
-    v128.store(out + half, a1, 16);
-    v128.store(out + half, b0, LOGIT_ROW);
-    v128.store(out + half, b1, LOGIT_ROW + 16);
-    v128.store(out + half, c0, 2 * LOGIT_ROW);
-    v128.store(out + half, c1, 2 * LOGIT_ROW + 16);
+    const to = out + half;
+    v128.store(to, a0);
+    v128.store(to, a1, 16);
+    if (N > 1) {
+      v128.store(to, b0, LOGIT_ROW);
+      v128.store(to, b1, LOGIT_ROW + 16);
+    }
+    if (N > 2) {
+      v128.store(to, c0, 2 * LOGIT_ROW);
+      v128.store(to, c1, 2 * LOGIT_ROW + 16);
+    }
+    if (N > 3) {
+      v128.store(to, d0, 3 * LOGIT_ROW);
+      v128.store(to, d1, 3 * LOGIT_ROW + 16);
+    }
   }
+}
+
+function scoreFloatx1(page: usize, dim: i32, query: usize, out: usize): void {
+  scoreFloat(1, page, dim, query, out);
+}
+function scoreFloatx2(page: usize, dim: i32, query: usize, out: usize): void {
+  scoreFloat(2, page, dim, query, out);
+}
+function scoreFloatx3(page: usize, dim: i32, query: usize, out: usize): void {
+  scoreFloat(3, page, dim, query, out);
+}
+function scoreFloatx4(page: usize, dim: i32, query: usize, out: usize): void {
+  scoreFloat(4, page, dim, query, out);
 }
 
 /** Logits of all queries of a group against a page of float32 keys. */
@@ -317,11 +288,18 @@ export function scorePageFloat(page: usize, dim: i32, group: i32, scratch: usize
   while (first < group) {
     const query = scratch + S_QUERY + <usize>first * ROW;
     const out = scratch + S_LOGITS + <usize>first * LOGIT_ROW + slot;
-    if (group - first >= 3) {
-      scoreFloat3(page, dim, query, out);
+    const n = group - first;
+    if (n >= 6 || n == 4) {
+      scoreFloatx4(page, dim, query, out);
+      first += 4;
+    } else if (n >= 3) {
+      scoreFloatx3(page, dim, query, out);
       first += 3;
+    } else if (n == 2) {
+      scoreFloatx2(page, dim, query, out);
+      first += 2;
     } else {
-      scoreFloat1(page, dim, query, out);
+      scoreFloatx1(page, dim, query, out);
       first += 1;
     }
   }

@@ -2,7 +2,7 @@ import { LOGIT_ROW, OUT_ROW, S_LOGITS, S_OUT, S_SUMS, S_VALUES, S_WEIGHTS, WEIGH
 import { dotAdd, mulAdd } from "./math";
 
 // A page of int8 values: scale f32 [16], codes i8 [Dv/8][8 token pairs][8 channels][2 tokens]; value = scale * code.
-// A page of float32 values: f32 [16][Dv].
+// A page of float32 values: f32 [Dv/8][16 tokens][8 channels].
 
 /** Bytes of a page's scales. */
 const SCALES: usize = 64;
@@ -115,32 +115,95 @@ export function sumPagesInt8(count: i32, dim: i32, group: i32, scratch: usize, s
   }
 }
 
+/** Adds N queries' weighted sums over the slots in `mask` of a page of float32 values to their rows of the output. */
+// @ts-ignore: decorator
+@inline
+function sumFloat(N: i32, page: usize, dim: i32, weights: usize, out: usize, mask: u32): void {
+  const bytes = <usize>dim << 2;
+  const end = out + bytes;
+  for (; out < end; out += 32, page += 512) {
+    let a0 = v128.load(out);
+    let a1 = v128.load(out, 16);
+    let b0 = N > 1 ? v128.load(out, OUT_ROW) : a0;
+    let b1 = N > 1 ? v128.load(out, OUT_ROW + 16) : a0;
+    let c0 = N > 2 ? v128.load(out, 2 * OUT_ROW) : a0;
+    let c1 = N > 2 ? v128.load(out, 2 * OUT_ROW + 16) : a0;
+    let d0 = N > 3 ? v128.load(out, 3 * OUT_ROW) : a0;
+    let d1 = N > 3 ? v128.load(out, 3 * OUT_ROW + 16) : a0;
+    for (let m = mask; m != 0; m &= m - 1) {
+      const slot = <usize>ctz(m);
+      const v = page + (slot << 5);
+      const w = weights + (slot << 2);
+      const t = v128.load(v);
+      const r = v128.load(v, 16);
+      const x = v128.load32_splat(w);
+      a0 = mulAdd(a0, t, x);
+      a1 = mulAdd(a1, r, x);
+      if (N > 1) {
+        const y = v128.load32_splat(w, LOGIT_ROW);
+        b0 = mulAdd(b0, t, y);
+        b1 = mulAdd(b1, r, y);
+      }
+      if (N > 2) {
+        const z = v128.load32_splat(w, 2 * LOGIT_ROW);
+        c0 = mulAdd(c0, t, z);
+        c1 = mulAdd(c1, r, z);
+      }
+      if (N > 3) {
+        const u = v128.load32_splat(w, 3 * LOGIT_ROW);
+        d0 = mulAdd(d0, t, u);
+        d1 = mulAdd(d1, r, u);
+      }
+    }
+    v128.store(out, a0);
+    v128.store(out, a1, 16);
+    if (N > 1) {
+      v128.store(out, b0, OUT_ROW);
+      v128.store(out, b1, OUT_ROW + 16);
+    }
+    if (N > 2) {
+      v128.store(out, c0, 2 * OUT_ROW);
+      v128.store(out, c1, 2 * OUT_ROW + 16);
+    }
+    if (N > 3) {
+      v128.store(out, d0, 3 * OUT_ROW);
+      v128.store(out, d1, 3 * OUT_ROW + 16);
+    }
+  }
+}
+
+function sumFloatx1(page: usize, dim: i32, weights: usize, out: usize, mask: u32): void {
+  sumFloat(1, page, dim, weights, out, mask);
+}
+function sumFloatx2(page: usize, dim: i32, weights: usize, out: usize, mask: u32): void {
+  sumFloat(2, page, dim, weights, out, mask);
+}
+function sumFloatx3(page: usize, dim: i32, weights: usize, out: usize, mask: u32): void {
+  sumFloat(3, page, dim, weights, out, mask);
+}
+function sumFloatx4(page: usize, dim: i32, weights: usize, out: usize, mask: u32): void {
+  sumFloat(4, page, dim, weights, out, mask);
+}
+
 /** Adds the weighted sum of the slots in `mask` of a page of float32 values to each query's row of the output. */
 export function sumPageFloat(page: usize, dim: i32, group: i32, scratch: usize, slot: usize, mask: u32): void {
-  const bytes = <usize>dim << 2;
-  for (let g = 0; g < group; g++) {
-    const weights = scratch + S_LOGITS + <usize>g * LOGIT_ROW + slot;
-    const out = scratch + S_OUT + <usize>g * OUT_ROW;
-    for (let at: usize = 0; at < bytes; at += 32) {
-      let a = v128.load(out + at);
-      let b = v128.load(out + at, 16);
-      let v = page + at;
-      if (mask == 0xffff) {
-        for (let t: usize = 0; t < 64; t += 4, v += bytes) {
-          const w = v128.load32_splat(weights + t);
-          a = mulAdd(a, v128.load(v), w);
-          b = mulAdd(b, v128.load(v, 16), w);
-        }
-      } else {
-        for (let m = mask; m != 0; m &= m - 1) {
-          const t = <usize>ctz(m);
-          const w = v128.load32_splat(weights + (t << 2));
-          a = mulAdd(a, v128.load(v + t * bytes), w);
-          b = mulAdd(b, v128.load(v + t * bytes, 16), w);
-        }
-      }
-      v128.store(out + at, a);
-      v128.store(out + at, b, 16);
+  let first = 0;
+  while (first < group) {
+    const weights = scratch + S_LOGITS + <usize>first * LOGIT_ROW + slot;
+    const out = scratch + S_OUT + <usize>first * OUT_ROW;
+    const n = group - first;
+    if (n >= 6 || n == 4) {
+      sumFloatx4(page, dim, weights, out, mask);
+      first += 4;
+    } else if (n >= 3) {
+      sumFloatx3(page, dim, weights, out, mask);
+      first += 3;
+    } else if (n == 2) {
+      sumFloatx2(page, dim, weights, out, mask);
+      first += 2;
+    } else {
+      sumFloatx1(page, dim, weights, out, mask);
+      first += 1;
     }
   }
 }
