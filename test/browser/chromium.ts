@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 
 const FLAGS = [
   "--headless",
@@ -40,7 +41,14 @@ export function openPage(program: string, url: string): Browser {
         child.kill();
         await once(child, "exit");
       }
-      rmSync(profile, { recursive: true, force: true, maxRetries: 10, retryDelay: 200 });
+      // its helper processes write for a moment longer; a folder that stays in the end is no failure of the library
+      for (let tries = 0; tries < 20; tries++) {
+        try {
+          return rmSync(profile, { recursive: true, force: true });
+        } catch {
+          await setTimeout(250);
+        }
+      }
     },
   };
 }
