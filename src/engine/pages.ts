@@ -616,7 +616,8 @@ export class HeadPages {
   #ensureTable(entries: number): void {
     if (entries <= this.#capacity) return;
     const { memory } = this.#bank;
-    const capacity = Math.max(4, this.#capacity * 2, entries);
+    // by a quarter: what a table has too much counts as cache, for every head of every layer
+    const capacity = Math.max(4, this.#capacity + (this.#capacity >> 2), entries);
     const table = memory.alloc(capacity * ENTRY_WORDS * 4);
     if (this.#capacity > 0) {
       const from = this.#table >>> 2;
