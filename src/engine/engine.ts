@@ -139,6 +139,8 @@ export class Engine {
       type: options.cache ?? "int8",
       threads: options.threads,
       limitBytes: limit,
+      // long enough that a processor does not go to sleep between a layer's parts, which takes longer to undo
+      spin: 60,
     });
     const embedding = await Embedding.create(config, checkpoint.weights);
     const engine = new Engine({
