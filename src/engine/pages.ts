@@ -286,7 +286,13 @@ export class HeadPages {
     for (let page = 0, entry = to; page < pages; page++, entry += ENTRY_WORDS) {
       let live = words[entry + SLOT_WORD] >>> 16;
       const first = words[entry + BASE_WORD];
+      const last = first + countBits(live) - 1;
       let kept = 0;
+      if (indices[next] === first && indices[next + last - first] === last) {
+        kept = live; // ascending, so all between are there too
+        next += last - first + 1;
+        live = 0;
+      } else if (!(indices[next] <= last)) live = 0;
       for (let rank = first; live !== 0 && next < indices.length; rank++) {
         const bit = live & -live;
         live ^= bit;
@@ -340,13 +346,11 @@ export class HeadPages {
   #compact(): void {
     const { memory } = this.#bank;
     const table = this.#table >>> 2;
-    const lives = Array.from({ length: this.#sealed }, (_, i) =>
-      countBits(memory.u32[table + i * ENTRY_WORDS + SLOT_WORD] >>> 16),
-    );
-    let live = 0;
-    for (const n of lives) live += n;
+    const livesOf = (page: number) => countBits(memory.u32[table + page * ENTRY_WORDS + SLOT_WORD] >>> 16);
+    const live = this.#live - (this.#fill > 0 ? livesOf(this.#sealed) : 0);
     const holes = this.#sealed * PAGE - live;
     if (holes < HOLES || holes * 4 < live) return;
+    const lives = Array.from({ length: this.#sealed }, (_, page) => livesOf(page));
     const runs: { start: number; end: number; entries: number }[] = [];
     for (let i = 0; i < this.#sealed; i++) {
       if (lives[i] === PAGE) continue;

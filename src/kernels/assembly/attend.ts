@@ -174,7 +174,7 @@ function addBias(logits: usize, bias: usize, live: u32): void {
 }
 
 /** Soft-cap, bias and mask of the chunk's logits. `bias`: that of the first query, or 0. */
-export function editChunk(n: i32, group: i32, scratch: usize, bias: usize): void {
+function editChunk(n: i32, group: i32, scratch: usize, bias: usize): void {
   const cap = fieldF32(F_SOFTCAP);
   const list = scratch + S_ENTRIES;
   for (let g = 0; g < group; g++) {
@@ -232,7 +232,7 @@ function quantiseWeights(row: usize, weights: usize, n: i32, largest: usize, sca
 }
 
 /** Softmax of the chunk's logits: weights to S_WEIGHTS (int8 pages) and S_LOGITS (float32 pages), S_MAX and S_SUM. */
-export function softmaxChunk(n: i32, group: i32, scratch: usize): void {
+function softmaxChunk(n: i32, group: i32, scratch: usize): void {
   const list = scratch + S_ENTRIES;
   const largest = scratch + S_SUMS; // free until the values are summed
   for (let g = 0; g < group; g++) {
