@@ -4,24 +4,20 @@ import type { Cache } from "./cache.js";
 import type { Composed, LayerHooks } from "./compose.js";
 import { addBiases, combineSelections } from "./compose.js";
 import type { FusedAttention } from "./fused-attention.js";
-import type {
-  AttentionStep,
-  KeyView,
-  LogBias,
-  ModelShape,
-  Part,
-  Partial,
-  Phase,
-  RetainStep,
-  RotaryPlan,
-  Rows,
-  Step,
-} from "./hooks.js";
+import type { KeyView, LogBias, ModelShape, Part, Partial, Phase, RotaryPlan, Rows } from "./hooks.js";
 import { isPartial } from "./hooks.js";
 import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, type QueryRows } from "./key-source.js";
 import type { MechanismRunner } from "./mechanism.js";
 import { cacheView, PagedKeys } from "./paged-keys.js";
 import { RotaryTable, rotate } from "./rotary.js";
+import {
+  type AttentionFields,
+  BoundAttentionStep,
+  BoundRetainStep,
+  boundStep,
+  type RetainFields,
+  type StepBase,
+} from "./steps.js";
 
 /** What attention needs of a sequence. */
 export interface AttentionSequence {
@@ -120,7 +116,7 @@ export class AttentionRunner {
     const { firstRow = 0, totalRows = rows } = input;
     const base: StepBase = { layer, phase, rows, positions, firstRow, totalRows, model: this.#model };
     for (const { index, hooks: h } of hooks.activations)
-      h.activations?.(bind({ ...base, q, k, v }, sequence.states, index));
+      h.activations?.(boundStep(base, { q, k, v }, sequence.states, index));
 
     // positions
     const unrotated = hooks.select.length > 0 ? q.slice() : q;
@@ -130,7 +126,7 @@ export class AttentionRunner {
     let keyAt: ArrayLike<number> = positions;
     let custom = false;
     if (hooks.position) {
-      const result = hooks.position.hooks.position?.(bind({ ...base, plan }, sequence.states, hooks.position.index));
+      const result = hooks.position.hooks.position?.(boundStep(base, { plan }, sequence.states, hooks.position.index));
       if (result) {
         custom = result.plan !== undefined && result.plan !== plan;
         plan = result.plan ?? plan;
@@ -188,7 +184,7 @@ export class AttentionRunner {
       );
 
     for (const { index, hooks: h } of hooks.heads) {
-      h.heads?.(bind({ ...base, heads: out }, sequence.states, index));
+      h.heads?.(boundStep(base, { heads: out }, sequence.states, index));
     }
 
     // a prompt's entries are chosen in float32, before they are stored; later ones where they lie
@@ -259,21 +255,26 @@ export class AttentionRunner {
         rows: count,
         positions: count === all.rows ? all.positions : all.positions.subarray(first, first + count),
       };
-      const step: Omit<AttentionStep, "state"> = {
-        ...base,
+      const block: StepBase = {
+        layer: base.layer,
+        phase: base.phase,
         rows: count,
         positions: query.positions,
         firstRow: base.firstRow + first,
+        totalRows: base.totalRows,
+        model: base.model,
+      };
+      const fields: AttentionFields = {
         q: query.q,
         scale: shape.scale,
         view: source.view,
         cache: base.phase === "prompt" ? null : cache,
         rotate: (at) => rotateAt(at, first, count),
-        score: (part = {}) => source.logits(query, part),
-        attend: (part = {}) => source.attend(query, part),
+        logits: (part) => source.logits(query, part),
+        attend: (part) => source.attend(query, part),
       };
       const target = count === all.rows ? out : out.subarray(first * wide, (first + count) * wide);
-      await attendWithHooks(hooks, sequence.states, step, shape, source, query, target, this.#scratch);
+      await attendWithHooks(hooks, sequence.states, block, fields, shape, source, query, target, this.#scratch);
     }
   }
 
@@ -294,15 +295,13 @@ export class AttentionRunner {
     const width = shape.heads * shape.keyDim;
     const { q, source, keep } = keys;
     for (const { index, hooks: h } of hooks.retain) {
-      const step: Omit<RetainStep, "state"> = {
-        ...base,
+      const fields: RetainFields = {
         when,
         // each method sees what the one before left
         view: keys.view(),
         scale: shape.scale,
         queryRows: q ? base.rows : 0,
         q: q ?? NO_QUERIES,
-        incoming: when === "before" ? base.rows : 0,
         weights: async (n) => {
           if (!q || !source)
             throw new FoveaError("bad-input", "weights are asked for before the step's rows have attended");
@@ -319,24 +318,9 @@ export class AttentionRunner {
         },
         keep: keep ?? ((head, entries) => cache.keep(head, entries)),
       };
-      await h.retain?.(bind(step, sequence.states, index));
+      await h.retain?.(new BoundRetainStep(base, fields, sequence.states, index));
     }
   }
-}
-
-type StepBase = Omit<Step, "state">;
-
-/** The step with this method's state: reading and writing `state` goes to the sequence. */
-function bind<S extends object>(step: S, states: unknown[], index: number): S & { state: unknown } {
-  return {
-    ...step,
-    get state() {
-      return states[index];
-    },
-    set state(value: unknown) {
-      states[index] = value;
-    },
-  };
 }
 
 /** A query scale that depends on the position (log-n scaling) multiplies the rotated queries. */
@@ -366,20 +350,21 @@ function windowEntries(cache: ReturnType<Cache["layer"]>, kvHeads: number, posit
 async function attendWithHooks(
   hooks: LayerHooks,
   states: unknown[],
-  step: Omit<AttentionStep, "state">,
+  block: StepBase,
+  fields: AttentionFields,
   shape: AttentionShape,
   source: KeySource,
   query: QueryRows,
   out: Float32Array,
   scratch: Scratch,
 ): Promise<void> {
+  const bind = (index: number) => new BoundAttentionStep(block, fields, states, index);
   const selections: (readonly (Part | Partial)[])[] = [];
-  for (const { index, hooks: h } of hooks.select)
-    if (h.select) selections.push(await h.select(bind(step, states, index)));
+  for (const { index, hooks: h } of hooks.select) if (h.select) selections.push(await h.select(bind(index)));
   const parts = combineSelections(selections, source.view, shape, query.positions);
   let bias: LogBias | undefined;
   for (const { index, hooks: h } of hooks.bias) {
-    const more = h.bias?.(bind(step, states, index));
+    const more = h.bias?.(bind(index));
     if (more) bias = bias ? addBiases(bias, more, shape) : more;
   }
   const withBias = (part: Part): Part =>
@@ -414,12 +399,12 @@ async function attendWithHooks(
     const logits = await source.logits(part.query ? { ...query, q: part.query } : query, withBias(part));
     for (let i = 0; i < logits.length; i++) if (logits[i] > rows.data[i]) rows.data[i] = logits[i];
   }
-  for (const { index, hooks: h } of hooks.scores) h.scores?.(bind(step, states, index), rows);
+  for (const { index, hooks: h } of hooks.scores) h.scores?.(bind(index), rows);
   softmaxRows(rows);
-  for (const { index, hooks: h } of hooks.pattern) h.pattern?.(bind(step, states, index), rows);
+  for (const { index, hooks: h } of hooks.pattern) h.pattern?.(bind(index), rows);
   for (const { index, hooks: h } of hooks.observe)
     await h.observe?.(
-      bind({ ...step, weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index),
+      boundStep(block, { weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index),
     );
   out.set(await source.sum(rows.data, query.rows));
 }

@@ -137,7 +137,9 @@ export function roomForWindow(
 /** Entries that stay of `length`: the first `sinks` and the last `room`. */
 export function keptEntries(length: number, sinks: number, room: number): Int32Array {
   const first = Math.max(sinks, length - room);
-  return Int32Array.from({ length: sinks + length - first }, (_, i) => (i < sinks ? i : first + i - sinks));
+  const kept = new Int32Array(sinks + length - first);
+  for (let i = 0; i < kept.length; i++) kept[i] = i < sinks ? i : first + i - sinks;
+  return kept;
 }
 
 /** Entries of a head that are sinks: those of the text's first `sinks` tokens. */
