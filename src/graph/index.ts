@@ -4,7 +4,9 @@ export { addDims, type Dim, dimsAgree, formatShape, multiplyDims, subtractDims }
 export { type DType, halfToFloat, halvesToFloats, type TensorData, toHalf } from "./dtype.js";
 export type { EmitOptions, GraphCut, Port, Precision } from "./emit.js";
 export { GraphFunction, graphFunction, type Substitution, substitute } from "./function.js";
-export type { Attributes, AttributeValue, Gradient, OpRow } from "./op.js";
+export { type GradientOptions, gradients } from "./gradients.js";
+export { crossEntropy, tokenLosses } from "./losses.js";
+export type { Attributes, AttributeValue, Gradient, GradientRule, OpRow } from "./op.js";
 export { type OpName, ops } from "./ops.js";
 export { loadRuntime, type Provider, type RealProvider, type Runtime, type RuntimeTensor } from "./runtime.js";
 export { type Feed, type Fetches, Segment } from "./segment.js";
@@ -24,6 +26,7 @@ export {
   Tensor,
   type TensorLike,
   tap,
+  zerosLike,
 } from "./tensor.js";
 export {
   blocksOf,

@@ -11,11 +11,11 @@ export type AttributeValue = number | string | boolean | readonly Dim[] | Tensor
 /** An operation's attributes: everything that decides its result besides its inputs. */
 export type Attributes = Readonly<Record<string, AttributeValue>>;
 
-/**
- * The gradient of an operation: from the node and the gradient of its result, the gradients of its inputs, in order;
- * null where an input has none (integers, masks).
- */
-export type Gradient = (node: Tensor, gradient: Tensor) => readonly (Tensor | null)[];
+/** From the gradient of a node's result the gradient of its input number `index`; null where nothing passes. */
+export type Gradient = (gradient: Tensor, node: Tensor, index: number) => Tensor | null;
+
+/** How an operation passes a gradient to one input, or to each of its inputs: see gradient-rules.ts. */
+export type GradientRule = null | "plain" | Gradient | readonly (null | "plain" | Gradient)[];
 
 /** One row of the table of operations. It has `onnx`, `plain`, or both. */
 export interface OpRow {
@@ -32,7 +32,6 @@ export interface OpRow {
   extension?: boolean;
   /** Whether a provider computes `onnx` wrongly for this node, so that `plain` has to be emitted there. */
   avoid?(node: Tensor, provider: RealProvider): boolean;
-  gradient?: Gradient;
 }
 
 /** A part of the table: keeps the names of the rows as a type. */

@@ -4,6 +4,7 @@ import { elementwiseOps } from "./ops/elementwise.js";
 import { indexingOps } from "./ops/indexing.js";
 import { layoutOps } from "./ops/layout.js";
 import { leafOps } from "./ops/leaf.js";
+import { lossOps } from "./ops/loss.js";
 import { matmulOps } from "./ops/matmul.js";
 import { normOps } from "./ops/norm.js";
 import { reductionOps } from "./ops/reduction.js";
@@ -17,6 +18,7 @@ export type OpName =
   | keyof typeof indexingOps
   | keyof typeof matmulOps
   | keyof typeof normOps
+  | keyof typeof lossOps
   | keyof typeof attentionOps;
 
 /** The table of operations: to add one is to add a row to one of its parts. */
@@ -28,5 +30,6 @@ export const ops: Readonly<Record<OpName, OpRow>> = {
   ...indexingOps,
   ...matmulOps,
   ...normOps,
+  ...lossOps,
   ...attentionOps,
 };

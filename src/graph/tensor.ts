@@ -235,6 +235,10 @@ export class Tensor {
   isNaN(): Tensor {
     return this.unary("isNaN");
   }
+  /** The same numbers, which gradients take as constants. */
+  stopGradient(): Tensor {
+    return this.unary("stopGradient");
+  }
   cast(dtype: DType): Tensor {
     return dtype === this.dtype ? this : this.unary("cast", { dtype });
   }
@@ -333,8 +337,9 @@ export class Tensor {
     if (rank < 2) throw new ShapeError("transpose", "fewer than two axes", [this]);
     return this.unary("transpose", { permutation: [...Array(rank - 2).keys(), rank - 1, rank - 2] });
   }
-  /** A new shape of as many elements. One -1 is computed; 0 keeps the dimension at that place. */
-  reshape(shape: readonly Dim[]): Tensor {
+  /** A new shape of as many elements, or a tensor's. One -1 is computed; 0 keeps the dimension at that place. */
+  reshape(shape: readonly Dim[] | Tensor): Tensor {
+    if (shape instanceof Tensor) return new Tensor("reshape", [this, shape], { shape: shape.shape });
     return this.unary("reshape", { shape: resolveReshape(this, shape) });
   }
   /** Inserts axes of size 1 at these places of the result. */
@@ -394,8 +399,9 @@ export class Tensor {
     const attrs = { axis: normalizeAxis("scatterElements", this, axis), reduction: options.reduction ?? "none" };
     return new Tensor("scatterElements", [this, indices, updates], attrs);
   }
-  /** Broadcasts to a shape. */
-  expand(shape: readonly Dim[]): Tensor {
+  /** Broadcasts to a shape, or to a tensor's. */
+  expand(shape: readonly Dim[] | Tensor): Tensor {
+    if (shape instanceof Tensor) return new Tensor("expand", [this, shape], { shape: shape.shape });
     return this.unary("expand", { shape: shape.map(canonicalDim) });
   }
   /** Repeats each axis so many times. */
@@ -554,6 +560,11 @@ function flatten(data: NestedNumbers, flat: (number | boolean)[], shape: number[
 
 function raggedList(): FoveaError {
   return new FoveaError("bad-input", "constant: the nested lists are not all of one length");
+}
+
+/** Zeros of a tensor's shape and type. */
+export function zerosLike(tensor: Tensor): Tensor {
+  return constant(0, [], tensor.dtype).expand(tensor);
 }
 
 /** Joins tensors along an axis. */

@@ -133,6 +133,10 @@ export const elementwiseOps = rows({
     // No node: the value is the input's own.
     onnx: (node, emitter) => emitter.value(node.inputs[0]),
   },
+  stopGradient: {
+    shape: (inputs) => inputs[0],
+    onnx: (node, emitter) => emitter.value(node.inputs[0]),
+  },
 });
 
 /** A shape with names that the caller knows better. A number may not be replaced by another one. */

@@ -11,7 +11,7 @@ import {
 } from "../dims.js";
 import type { Emitter } from "../emit.js";
 import { rows } from "../op.js";
-import { ShapeError, sameDType } from "../shape.js";
+import { broadcast, ShapeError, sameDType } from "../shape.js";
 import type { Tensor } from "../tensor.js";
 
 const TO_END = Number.MAX_SAFE_INTEGER;
@@ -87,6 +87,11 @@ export const layoutOps = rows({
       ]);
     },
   },
+  // (g, x) -> zeros of x's shape with g where a slice of x, of step 1, would be taken.
+  unslice: {
+    shape: ([g, x]) => ({ shape: x.shape, dtype: g.dtype }),
+    onnx: emitUnslice,
+  },
   concat: {
     shape: (inputs, attributes) => {
       const axis = attributes.axis as number;
@@ -111,7 +116,24 @@ export const layoutOps = rows({
         { axis: node.attrs.axis as number },
       ),
   },
+  // (joined, part, part, ...) -> one of the parts that were joined; the parts are there for their sizes.
+  splitLike: {
+    shape: ([joined, ...parts], { index }) => ({ shape: parts[index as number].shape, dtype: joined.dtype }),
+    onnx: ({ inputs: [joined, ...parts], attrs }, emitter) => {
+      const axis = attrs.axis as number;
+      const sizes = parts.every(({ shape }) => typeof shape[axis] === "number")
+        ? emitter.ints(parts.map(({ shape }) => shape[axis] as number))
+        : emitter.node(
+            "Concat",
+            parts.map((part) => emitter.dimOf(part, axis)),
+            { axis: 0 },
+          );
+      const results = emitter.nodes("Split", [emitter.value(joined), sizes], { axis }, { outputs: parts.length });
+      return results[attrs.index as number];
+    },
+  },
   expand: {
+    // With a second input the shape is that of a tensor, which is known at run time even where nothing names it.
     shape: ([x], attributes) => {
       const shape = attributes.shape as Dim[];
       const skip = shape.length - x.rank;
@@ -120,7 +142,25 @@ export const layoutOps = rows({
       }
       return { shape, dtype: x.dtype };
     },
-    onnx: (node, emitter) => emitter.node("Expand", [emitter.value(node.inputs[0]), emitter.shape(node.shape, node)]),
+    onnx: (node, emitter) => emitter.node("Expand", [emitter.value(node.inputs[0]), targetShape(node, emitter)]),
+  },
+  // (g, x) -> sums of g over the axes that x would be broadcast along, in x's shape.
+  sumLike: {
+    shape: ([g, x]) => {
+      broadcast("sumLike", [g, x]);
+      return { shape: x.shape, dtype: g.dtype };
+    },
+    onnx: ({ inputs: [g, x] }, emitter) => {
+      const extra = g.rank - x.rank;
+      let sum = emitter.value(g);
+      const front = Array.from({ length: extra }, (_, axis) => axis);
+      if (extra > 0) sum = emitter.node("ReduceSum", [sum, emitter.ints(front)], { keepdims: 0 });
+      const differ = emitter.node("Not", [
+        emitter.node("Equal", [emitter.node("Shape", [sum]), emitter.node("Shape", [emitter.value(x)])]),
+      ]);
+      const axes = emitter.node("Reshape", [emitter.node("NonZero", [differ]), emitter.ints([-1])]);
+      return emitter.node("ReduceSum", [sum, axes], { keepdims: 1, noop_with_empty_axes: 1 });
+    },
   },
   tile: {
     shape: ([x], attributes) => {
@@ -172,10 +212,37 @@ export const layoutOps = rows({
 /** The target of ONNX's Reshape: 0 copies a dimension, -1 computes one; only where neither is enough, nodes do. */
 function reshapeTarget(node: Tensor, x: Tensor, emitter: Emitter): string {
   const shape = node.shape;
-  if (shape.includes(0)) return emitter.shape(shape, node);
+  if (shape.includes(0)) return targetShape(node, emitter);
   const target = shape.map((dim, i) => (typeof dim === "number" ? dim : dim === x.shape[i] ? 0 : -1));
   const open = target.filter((dim) => dim === -1).length;
-  return open <= 1 ? emitter.ints(target) : emitter.shape(shape, node);
+  return open <= 1 ? emitter.ints(target) : targetShape(node, emitter);
+}
+
+/** The shape that a node is to have, at run time: its second input's, where it has one. */
+function targetShape(node: Tensor, emitter: Emitter): string {
+  const like = node.inputs[1];
+  if (!like || node.shape.every((dim) => typeof dim === "number")) return emitter.shape(node.shape, node);
+  return emitter.node("Shape", [emitter.value(like)]);
+}
+
+/** Zeros before and after a slice's gradient, as many as the slice left out. */
+function emitUnslice(node: Tensor, emitter: Emitter): string {
+  const [g, x] = node.inputs;
+  const axis = node.attrs.axis as number;
+  const start = (node.attrs.start as Dim | undefined) ?? 0;
+  const [size, taken] = [x.shape[axis], g.shape[axis]];
+  let pads: string;
+  if (typeof size === "number" && typeof taken === "number" && typeof start === "number") {
+    const before = Math.min(size, Math.max(0, start < 0 ? start + size : start));
+    pads = emitter.ints([before, size - before - taken]);
+  } else {
+    const total = emitter.dimOf(x, axis);
+    const place = emitter.dim(start, node);
+    const before = typeof start === "number" && start < 0 ? emitter.node("Add", [total, place]) : place;
+    const rest = emitter.node("Sub", [emitter.node("Sub", [total, before]), emitter.dimOf(g, axis)]);
+    pads = emitter.node("Concat", [before, rest], { axis: 0 });
+  }
+  return emitter.node("Pad", [emitter.value(g), pads, emitter.scalar(0, g.dtype), emitter.ints([axis])]);
 }
 
 function sliceSize(x: Tensor, size: Dim, start: Dim | undefined, end: Dim | undefined, step: number): Dim {

@@ -94,8 +94,57 @@ export const matmulOps = rows({
         },
       );
     },
+    plain: convolution,
   },
 });
+
+/** The list that a convolution was given for its axes, or its default. */
+function perAxis(node: Tensor, name: string, otherwise: number): readonly number[] {
+  return (node.attrs[name] as number[] | undefined) ?? new Array<number>(node.inputs[0].rank - 2).fill(otherwise);
+}
+
+/** A sum over the places of the kernel: each is one product of the input, moved by as much, with a slice of the weight. */
+function convolution(node: Tensor): Tensor {
+  const [x, weight, bias] = node.inputs;
+  const axes = x.rank - 2;
+  const groups = node.attrs.groups as number;
+  const [strides, dilations] = [perAxis(node, "strides", 1), perAxis(node, "dilations", 1)];
+  const kernel = weight.shape.slice(2) as number[];
+  const [M, C] = [weight.shape[0] as number, weight.shape[1] as number]; // C of one group
+  let padded = x;
+  for (let i = 0; i < axes; i++) {
+    const [before, after] = [perAxis(node, "before", 0)[i], perAxis(node, "after", 0)[i]];
+    if (before > 0 || after > 0) padded = padded.pad({ axis: i + 2, before, after });
+  }
+  let sum: Tensor | undefined;
+  for (const place of placesOf(kernel)) {
+    let moved = padded;
+    let part = weight;
+    for (let i = 0; i < axes; i++) {
+      const start = place[i] * dilations[i];
+      const rest = (kernel[i] - 1) * dilations[i] - start;
+      moved = moved.slice({ axis: i + 2, start, end: rest === 0 ? undefined : -rest, step: strides[i] });
+      part = part.at(place[i], 2);
+    }
+    const size = moved.shape.slice(2);
+    const rows = moved.reshape([x.shape[0], groups, C, -1]); // [N, G, C, places]
+    const product = part
+      .reshape([groups, M / groups, C])
+      .matmul(rows)
+      .reshape([x.shape[0], M, ...size]);
+    sum = sum ? sum.add(product) : product;
+  }
+  const result = sum ?? padded;
+  return bias ? result.add(bias.reshape([M, ...new Array<number>(axes).fill(1)])) : result;
+}
+
+/** All index lists of a kernel. */
+function placesOf(sizes: readonly number[]): number[][] {
+  return sizes.reduce<number[][]>(
+    (places, size) => places.flatMap((place) => Array.from({ length: size }, (_, i) => [...place, i])),
+    [[]],
+  );
+}
 
 /** The size of a convolved axis. */
 function convSize(size: Dim, kernel: Dim, attributes: Attributes, i: number, inputs: readonly Tensor[]): Dim {

@@ -1,0 +1,172 @@
+import { FoveaError } from "../error.js";
+import { type Dim, isUnknown } from "./dims.js";
+import { isFloat } from "./dtype.js";
+import { gradientRules } from "./gradient-rules.js";
+import type { Gradient } from "./op.js";
+import { elementwiseOps } from "./ops/elementwise.js";
+import { ops } from "./ops.js";
+import { describe } from "./shape.js";
+import { constant, Tensor, zerosLike } from "./tensor.js";
+
+/** Options of `gradients`. */
+export interface GradientOptions {
+  /** The gradient of the result itself, in its shape. Default 1, for which the result must be one number. */
+  seed?: Tensor;
+}
+
+/**
+ * The gradients of a loss with respect to tensors of its graph, each in its tensor's shape: reverse-mode differentiation
+ * by the rules in gradient-rules.ts. `wrt` may be parameters, inputs or inner tensors (embeddings, activations, attention
+ * weights); the gradient of an inner tensor is that of everything that is computed from it. Where no path leads from a
+ * tensor to the loss, its gradient is zero. Gradients are graphs themselves and can be differentiated again.
+ *
+ * @example
+ * const [dw, db] = gradients(x.linear(w, b).square().mean(), [w, b]);
+ *
+ * @throws FoveaError `bad-input` for a loss that is no single number, or tensors without fractions; `unsupported` for an
+ *   operation without a gradient
+ */
+export function gradients(loss: Tensor, wrt: readonly Tensor[], options: GradientOptions = {}): Tensor[] {
+  for (const tensor of [loss, ...wrt]) {
+    if (!isFloat(tensor.dtype)) {
+      throw new FoveaError("bad-input", `gradients: ${describe(tensor)} is no tensor of fractions`, {
+        hint: "differentiate float32 or float16 tensors; integers have no gradient",
+      });
+    }
+  }
+  if (!options.seed && loss.shape.some((dim) => dim !== 1)) {
+    throw new FoveaError("bad-input", `gradients: the loss must be one number, not ${describe(loss)}`, {
+      hint: "sum it or take its mean, or give the gradient of the result as `seed`",
+    });
+  }
+  const seed = options.seed ?? constant(1, [], loss.dtype).reshape(loss.shape);
+  const found = walkBack(loss, seed, wrt, false);
+  return wrt.map((tensor) => {
+    const gradient = found.get(tensor);
+    return gradient ? full(gradient, tensor) : zerosLike(tensor);
+  });
+}
+
+/**
+ * The gradient at each tensor of `wrt` that a path leads to. With `leaves`, what these are computed from is not looked
+ * at: they are taken as independent of one another.
+ */
+function walkBack(result: Tensor, seed: Tensor, wrt: readonly Tensor[], leaves: boolean): Map<Tensor, Tensor> {
+  const wanted = new Set(wrt);
+  const order = dependants(result, wanted, leaves);
+  const found = new Map<Tensor, Tensor>();
+  if (order.length === 0) return found;
+  const active = new Set(order);
+  const sums = new Map<Tensor, Tensor>([[result, seed]]);
+  for (const node of order.reverse()) {
+    const sum = sums.get(node);
+    if (!sum) continue;
+    sums.delete(node);
+    if (wanted.has(node)) found.set(node, sum);
+    if (leaves && wanted.has(node)) continue;
+    const gradient = takesNarrow(node, active) ? sum : full(sum, node);
+    for (const [input, part] of pull(gradient, node, active)) {
+      const known = sums.get(input);
+      sums.set(input, known ? known.add(part) : part);
+    }
+  }
+  return found;
+}
+
+/** The tensors that lie between `wanted` ones and the result, each after its inputs. Never recursive: graphs are deep. */
+function dependants(result: Tensor, wanted: ReadonlySet<Tensor>, leaves: boolean): Tensor[] {
+  const order: Tensor[] = [];
+  const depends = new Map<Tensor, boolean>();
+  const open: { tensor: Tensor; next: number }[] = [{ tensor: result, next: 0 }];
+  while (open.length > 0) {
+    const top = open[open.length - 1];
+    const { tensor } = top;
+    const ends = !isFloat(tensor.dtype) || (leaves && wanted.has(tensor));
+    if (!ends && top.next < tensor.inputs.length) {
+      const input = tensor.inputs[top.next++];
+      if (!depends.has(input)) {
+        depends.set(input, false);
+        open.push({ tensor: input, next: 0 });
+      }
+      continue;
+    }
+    open.pop();
+    const reached = !ends && tensor.inputs.some((input, i) => depends.get(input) && ruleOf(tensor, i) !== null);
+    const counts = reached || wanted.has(tensor);
+    depends.set(tensor, counts);
+    if (counts) order.push(tensor);
+  }
+  return order;
+}
+
+function ruleOf(node: Tensor, index: number): Gradient | "plain" | null {
+  const rule = gradientRules[node.op];
+  return isList(rule) ? rule[index] : rule;
+}
+
+function isList(rule: unknown): rule is readonly (Gradient | "plain" | null)[] {
+  return Array.isArray(rule);
+}
+
+/** The gradients that a node passes to its inputs. */
+function pull(gradient: Tensor, node: Tensor, active: ReadonlySet<Tensor>): [Tensor, Tensor][] {
+  const parts: [Tensor, Tensor][] = [];
+  let byPlain = false;
+  node.inputs.forEach((input, index) => {
+    if (!active.has(input)) return;
+    const rule = ruleOf(node, index);
+    if (rule === "plain") byPlain = true;
+    else if (rule) {
+      const part = rule(gradient, node, index);
+      if (part) parts.push([input, fitted(part, input, node)]);
+    }
+  });
+  if (!byPlain) return parts;
+  const plain = ops[node.op].plain?.(node);
+  if (!plain) throw new FoveaError("unsupported", `${node.op} has no gradient`);
+  const inputs = node.inputs.filter((input, index) => active.has(input) && ruleOf(node, index) === "plain");
+  return [...parts, ...walkBack(plain, gradient, inputs, true)];
+}
+
+/** Operations whose operands are broadcast to the shape of the result. */
+function broadcasts(node: Tensor): boolean {
+  return node.op in elementwiseOps || node.op === "matmul" || node.op === "expand";
+}
+
+/** Whether a node may be given a gradient that is narrow: one whose axes of size 1 stand for equal numbers. */
+function takesNarrow(node: Tensor, active: ReadonlySet<Tensor>): boolean {
+  if (!(node.op in elementwiseOps) || node.shape.some(isUnknown)) return false;
+  return node.inputs.every((input) => !active.has(input) || sameShape(input.shape, node.shape));
+}
+
+/** A gradient in the full shape of its tensor. */
+function full(gradient: Tensor, tensor: Tensor): Tensor {
+  return sameShape(gradient.shape, tensor.shape) ? gradient : gradient.expand(tensor);
+}
+
+/** A gradient summed over the axes along which the node broadcast its input. */
+function fitted(gradient: Tensor, input: Tensor, node: Tensor): Tensor {
+  // An unknown size may turn out to be 1: only the run can tell which axes were broadcast.
+  if (broadcasts(node) && input.shape.some(isUnknown)) return new Tensor("sumLike", [gradient, input]);
+  const extra = gradient.rank - input.rank;
+  const lead = Array.from({ length: extra }, (_, axis) => axis);
+  const axes = input.shape.flatMap((dim, axis) =>
+    dim === 1 && gradient.shape[axis + extra] !== 1 ? [axis + extra] : [],
+  );
+  let sum = gradient;
+  if (axes.length > 0) {
+    sum = sum.sum([...lead, ...axes], { keep: true });
+    if (extra > 0) sum = sum.squeeze(...lead);
+  } else if (extra > 0) sum = sum.sum(lead);
+  return renamed(sum, input.shape);
+}
+
+/** The gradient with the dimensions' names that its tensor has. Axes of size 1 stay. */
+function renamed(gradient: Tensor, shape: readonly Dim[]): Tensor {
+  const wanted = shape.map((dim, axis) => (gradient.shape[axis] === 1 ? 1 : dim));
+  return sameShape(wanted, gradient.shape) ? gradient : gradient.withShape(wanted);
+}
+
+function sameShape(a: readonly Dim[], b: readonly Dim[]): boolean {
+  return a.length === b.length && a.every((dim, axis) => dim === b[axis]);
+}
