@@ -3,6 +3,20 @@ export { catalog, listMethods, methodString, resolve } from "./catalog.js";
 export { h2o } from "./eviction/h2o.js";
 export { snapkv } from "./eviction/snapkv.js";
 export { full } from "./full.js";
+export type { HeadList } from "./heads/head-list.js";
+export { parseHeadList, printHeadList } from "./heads/head-list.js";
+export type { Repeated, RetrievalCase } from "./heads/head-scores.js";
+export {
+  duplicateTokenScore,
+  inductionScore,
+  offsetScore,
+  previousTokenScore,
+  repeatedProbe,
+  retrievalScore,
+} from "./heads/head-scores.js";
+export { knockOut } from "./heads/knock-out.js";
+export type { HeadSearch, HeadSearchResult, MeasuredHead } from "./heads/search.js";
+export { allHeads, searchHeads, toHeadList } from "./heads/search.js";
 export type {
   Card,
   CardFields,
@@ -18,12 +32,15 @@ export type {
 export { cardOf, method } from "./method.js";
 export type { AttentionRows, AttentionRowsOptions } from "./observers/attention-rows.js";
 export { attentionRows } from "./observers/attention-rows.js";
+export type { TrackedPrompt, TrackerHead } from "./observers/attention-tracker.js";
+export { focusScore, importantHeads, instructionShare } from "./observers/attention-tracker.js";
 export type { HeadTable, RowChoice } from "./observers/head-table.js";
 export { headTable } from "./observers/head-table.js";
 export type { Received, SinkRate } from "./observers/reducers.js";
 export { distance, entropy, received, sinkRate, spanMass } from "./observers/reducers.js";
 export type { ObservedRow, ObserverOptions } from "./observers/row-mean.js";
 export { rowMean } from "./observers/row-mean.js";
+export { pasta } from "./steering/pasta.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";
 export type { HeadName, MethodCall, Value } from "./string.js";
 export { parseMethods, printMethods } from "./string.js";
