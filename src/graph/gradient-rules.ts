@@ -27,7 +27,7 @@ export const gradientRules: Readonly<Record<OpName, GradientRule>> = {
   pow: [(g, { inputs: [a, b] }) => g.mul(powerSlope(a, b)), (g, y) => g.mul(y).mul(safeLog(y.inputs[0]))],
   minimum: (g, y, i) => chosen(g, y.inputs[i].less(y.inputs[1 - i]), y),
   maximum: (g, y, i) => chosen(g, y.inputs[i].greater(y.inputs[1 - i]), y),
-  where: [null, (g, { inputs: [c] }) => c.where(g, 0), (g, { inputs: [c] }) => c.where(0, g)],
+  where: [null, (g, y) => (masksSoftmax(g, y) ? g : y.inputs[0].where(g, 0)), (g, { inputs: [c] }) => c.where(0, g)],
   equal: null,
   less: null,
   greater: null,
@@ -141,6 +141,25 @@ export const gradientRules: Readonly<Record<OpName, GradientRule>> = {
   crossEntropy: [(g, y) => crossEntropyLogits(g, y), null],
 };
 
+/**
+ * Whether a node puts -Infinity into places of a softmax and `g` is that softmax's gradient, which is 0 there already:
+ * masking it again would cost a pass over all attention weights.
+ */
+function masksSoftmax(g: Tensor, node: Tensor): boolean {
+  const no = node.inputs[2];
+  const hides = no.op === "constant" && no.rank === 0 && no.dtype === "float32" && readNumber(no) === -Infinity;
+  if (!hides || g.op !== "mul") return false;
+  let [source] = g.inputs;
+  if (source.op !== "softmax") return false;
+  do [source] = source.inputs;
+  while (source.op === "identity");
+  return source === node;
+}
+
+function readNumber(tensor: Tensor): number {
+  return (tensor.attrs.data as Float32Array)[0];
+}
+
 /** The gradient of minimum or maximum: to the operand that was chosen, halved where both are equal. */
 function chosen(g: Tensor, strictly: Tensor, { inputs: [a, b] }: Tensor): Tensor {
   return strictly.where(g, a.equal(b).where(g.mul(0.5), 0));
@@ -149,7 +168,7 @@ function chosen(g: Tensor, strictly: Tensor, { inputs: [a, b] }: Tensor): Tensor
 /** b a^(b - 1), and 0 where b is 0. */
 function powerSlope(a: Tensor, b: Tensor): Tensor {
   if (b.op === "constant" && b.rank === 0 && b.dtype === "float32") {
-    const exponent = Number((b.attrs.data as Float32Array)[0]);
+    const exponent = readNumber(b);
     return exponent === 2 ? a.mul(2) : a.pow(exponent - 1).mul(exponent);
   }
   return b.equal(0).where(0, b.mul(a.pow(b.sub(1))));
@@ -365,6 +384,6 @@ function layerNormInput(g: Tensor, y: Tensor): Tensor {
 /** (softmax - onehot) g, without the onehot. */
 function crossEntropyLogits(g: Tensor, { inputs: [logits, targets] }: Tensor): Tensor {
   const row = g.unsqueeze(-1); // [..., 1]
-  const spread = logits.softmax(-1).mul(row);
+  const spread = logits.logSoftmax(-1).exp().mul(row);
   return spread.scatterElements(targets.unsqueeze(-1), row.neg(), -1, { reduction: "add" });
 }

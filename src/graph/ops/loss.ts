@@ -16,6 +16,6 @@ export const lossOps = rows({
       return { shape, dtype: logits.dtype };
     },
     plain: ({ inputs: [logits, targets] }) =>
-      logits.logSumExp(-1).sub(logits.gatherElements(targets.unsqueeze(-1), -1).squeeze(-1)),
+      logits.logSoftmax(-1).gatherElements(targets.unsqueeze(-1), -1).squeeze(-1).neg(),
   },
 });

@@ -1,4 +1,5 @@
-import { dimsAgree } from "../dims.js";
+import { dimsAgree, isUnknown } from "../dims.js";
+import type { Emitter } from "../emit.js";
 import { type OpRow, rows } from "../op.js";
 import { float } from "../proto.js";
 import { needDType, ShapeError, sameDType } from "../shape.js";
@@ -76,9 +77,34 @@ export const normOps = rows({
       }
       return x;
     },
+    extension: true,
+    avoid: (node, provider) => provider !== "cpu" || !fusedRotaryFits(node),
+    onnx: fusedRotary,
     plain: rotary,
   },
 });
+
+/** Whether the fused form can tell heads apart, and has a row of the tables for each position. */
+function fusedRotaryFits({ inputs: [x, cos, sin] }: Tensor): boolean {
+  const [T, ...head] = x.shape.slice(-3);
+  const rows = cos.shape[0] === T && sin.shape[0] === T && !isUnknown(T);
+  return rows && x.rank <= 4 && head.every((dim) => typeof dim === "number");
+}
+
+/** ONNX Runtime's rotation of [N, T, H*D], one pass over the data. */
+function fusedRotary({ inputs: [x, cos, sin], attrs }: Tensor, emitter: Emitter): string {
+  const [H, D] = x.shape.slice(-2) as number[];
+  const flat = emitter.ints(x.rank === 3 ? [1, -1, H * D] : [0, 0, H * D]);
+  const apart = emitter.ints(x.rank === 3 ? [-1, H, D] : [0, 0, H, D]);
+  const dims = (attrs.dims ?? D) as number;
+  const turned = emitter.node(
+    "RotaryEmbedding",
+    [emitter.node("Reshape", [emitter.value(x), flat]), emitter.ints([0]), emitter.value(cos), emitter.value(sin)],
+    { num_heads: H, rotary_embedding_dim: dims === D ? 0 : dims, interleaved: attrs.interleaved ? 1 : 0 },
+    { domain: "com.microsoft" },
+  );
+  return emitter.node("Reshape", [turned, apart]);
+}
 
 function rotary({ inputs: [x, cosTable, sinTable], attrs }: Tensor): Tensor {
   const width = x.shape[x.rank - 1];
