@@ -1,4 +1,4 @@
-export { type AttentionOptions, type AttentionResult, attention } from "./attention.js";
+export { type AttentionOptions, type AttentionResult, attention, causalMask } from "./attention.js";
 export { type CompileOptions, compile, exportOnnx } from "./compile.js";
 export { addDims, type Dim, dimsAgree, formatShape, multiplyDims, subtractDims } from "./dims.js";
 export { type DType, halfToFloat, halvesToFloats, type TensorData, toHalf } from "./dtype.js";
@@ -8,6 +8,7 @@ export { type GradientOptions, gradients } from "./gradients.js";
 export { crossEntropy, tokenLosses } from "./losses.js";
 export type { Attributes, AttributeValue, Gradient, GradientRule, OpRow } from "./op.js";
 export { type OpName, ops } from "./ops.js";
+export { recompute } from "./recompute.js";
 export { loadRuntime, type Provider, type RealProvider, type Runtime, type RuntimeTensor } from "./runtime.js";
 export { type Feed, type Fetches, Segment } from "./segment.js";
 export { ShapeError } from "./shape.js";

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { compile, type Segment, toFloats } from "../graph/index.js";
-import { buildModel, modelFeeds } from "./block.js";
+import { batchFeeds, buildModel, modelFeeds } from "./block.js";
 import { FAMILIES, type FamilyName } from "./families.js";
 import { randomConfig, randomWeights } from "./random.js";
 import { tinyTokenizer } from "./tiny-tokenizer.js";
@@ -23,6 +23,35 @@ describe.each(Object.keys(FAMILIES) as FamilyName[])("%s", (family) => {
   const weights = randomWeights(config, 2);
   const graph = buildModel(config);
   const feeds = modelFeeds(config, ids);
+
+  it("gives in a batch of packed texts what each text gives alone", async () => {
+    const alone = await compile({ inputs: graph.inputs, outputs: { logits: graph.logits } }, { weights, threads: 1 });
+    const batched = buildModel(config, { batch: true });
+    expect(batched.taps.get("pattern.0")?.shape).toEqual(["B", config.heads, "T", "T"]);
+    const both = await compile({ inputs: batched.inputs, outputs: { l: batched.logits } }, { weights, threads: 1 });
+    const texts = [ids, [4, 9, 2, 8], [7, 7, 60, 5, 1, 2, 3, 4, 90], [33, 12, 200, 6]]; // two a row, 13 tokens
+    const row = (...list: number[][]) => ({
+      ids: list.flat(),
+      documents: list.flatMap((t, d) => t.map(() => 3 * d)),
+      positions: list.flatMap((t) => t.map((_, i) => i)),
+    });
+    const [a, b] = [row(texts[0], texts[1]), row(texts[2], texts[3])];
+    const batch = { rows: 2, length: 13, ids: [...a.ids, ...b.ids] };
+    const places = { documents: [...a.documents, ...b.documents], positions: [...a.positions, ...b.positions] };
+    const { l } = await run(both, batchFeeds(config, { ...batch, ...places }));
+    let at = 0;
+    for (const text of texts) {
+      const { logits } = await run(alone, modelFeeds(config, text, 13));
+      const size = logits.data.length;
+      expect(worst(l.data.subarray(at, at + size), logits.data)).toBeLessThan(1e-4);
+      at += size;
+    }
+    // without document numbers the second text of a row reads the first one too
+    const { l: mixed } = await run(both, batchFeeds(config, { ...batch, positions: places.positions }));
+    expect(worst(mixed.data, l.data)).toBeGreaterThan(1e-2);
+    await alone.release();
+    await both.release();
+  });
 
   it("gives the same logits whole and cut at heads and residual", async () => {
     const whole = await compile({ inputs: graph.inputs, outputs: { logits: graph.logits } }, { weights, threads: 1 });

@@ -1,4 +1,5 @@
-import { attention, input, parameter, type Tensor, tap } from "../graph/index.js";
+import { FoveaError } from "../error.js";
+import { attention, causalMask, type Dim, input, multiplyDims, parameter, type Tensor, tap } from "../graph/index.js";
 import type { Activation, ModelConfig } from "./config.js";
 import { canonicalTensors } from "./names.js";
 import { rotaryCosSin, rotaryTable } from "./rotary.js";
@@ -33,8 +34,19 @@ export interface ModelGraph {
   readonly logits: Tensor;
 }
 
+/** Options of `buildModel`. */
+export interface BuildOptions {
+  /**
+   * Several sequences of one length at once, for training. `ids` and `documents` are int64 [B, T]; a row of `documents`
+   * numbers the texts that are packed into a sequence, and a token attends within its own text only. Taps have B * T for
+   * T, `logits.l` and `pattern.l` are [B, Hq, T, T]; positions, cos and sin are those of each token, [B * T, ...]. See
+   * `batchFeeds`. Default false.
+   */
+  readonly batch?: boolean;
+}
+
 /** Builds the block structure of any family: the one definition of a model, cut at taps for inference. */
-export function buildModel(config: ModelConfig): ModelGraph {
+export function buildModel(config: ModelConfig, { batch = false }: BuildOptions = {}): ModelGraph {
   const taps = new Map<string, Tensor>();
   const inputs: Record<string, Tensor> = {};
   const newInput = (name: string, shape: readonly (number | string)[], dtype: "float32" | "int64"): Tensor => {
@@ -57,11 +69,14 @@ export function buildModel(config: ModelConfig): ModelGraph {
   const before = blockNorms !== "post";
   const after = blockNorms !== "pre";
 
-  const ids = newInput("ids", ["T"], "int64");
-  let x = weight("embed").gather(ids); // [T, d]
+  const N: Dim = batch ? multiplyDims("B", "T") : "T"; // rows of dense parts; below T stands for it
+  const ids = newInput("ids", batch ? ["B", "T"] : ["T"], "int64");
+  const documents = batch ? newInput("documents", ["B", "T"], "int64") : undefined;
+  const visible = maskOf(ids, documents);
+  let x = weight("embed").gather(batch ? ids.reshape([N]) : ids); // [T, d]
   if (config.embeddingScale !== 1) x = x.mul(config.embeddingScale);
   if (config.learnedPositions) {
-    const rows = newInput("positions", ["T"], "int64").add(config.learnedPositions.offset);
+    const rows = newInput("positions", [N], "int64").add(config.learnedPositions.offset);
     x = x.add(weight("embed_positions").gather(rows));
   }
   x = tap(x, "embeddings", taps);
@@ -75,23 +90,27 @@ export function buildModel(config: ModelConfig): ModelGraph {
     const a = named(before ? norm(x, at("attn_norm")) : x.identity(), "attn_in");
     const project = (name: "q" | "k" | "v", count: number): Tensor => {
       let rows = linear(a, at(name)); // [T, count * D]
-      if (name === "v" || qkNorm === "none") return rows.reshape(["T", count, headDim]);
+      if (name === "v" || qkNorm === "none") return rows.reshape([N, count, headDim]);
       if (qkNorm === "full") rows = rms(rows, at(`${name}_norm`));
-      const split = rows.reshape(["T", count, headDim]);
+      const split = rows.reshape([N, count, headDim]);
       return qkNorm === "head" ? rms(split, at(`${name}_norm`)) : split;
     };
     const q = named(project("q", heads), "q");
     const k = named(project("k", kvHeads), "k");
     const v = named(project("v", kvHeads), "v");
-    const rotate = rotation(config, l, newInput);
+    const rotate = rotation(config, l, N, newInput);
     const qr = named(rotate(q), "q_rotated");
     const kr = named(rotate(k), "k_rotated");
 
-    const read = attention(qr, kr, v, { scale, softcap, window: windowLayers[l] ? window : undefined });
+    const sequences = (t: Tensor): Tensor => (batch ? t.reshape(["B", "T", ...t.shape.slice(1)]) : t);
+    const within = windowLayers[l] ? window : undefined;
+    const mask = visible(within);
+    const options = mask ? { causal: false, mask } : { window: within };
+    const read = attention(sequences(qr), sequences(kr), sequences(v), { scale, softcap, ...options });
     named(read.logits, "logits");
     named(read.pattern, "pattern");
-    const out = named(read.heads, "heads");
-    let attended = linear(out.reshape(["T", heads * headDim]), at("o"));
+    const out = named(batch ? read.heads.reshape([N, heads, headDim]) : read.heads, "heads");
+    let attended = linear(out.reshape([N, heads * headDim]), at("o"));
     if (after) attended = norm(attended, at("post_attn_norm"));
     const mid = named(x.add(named(attended, "attn_out")), "mid");
 
@@ -115,14 +134,26 @@ export function buildModel(config: ModelConfig): ModelGraph {
 
 type NewInput = (name: string, shape: readonly (number | string)[], dtype: "float32" | "int64") => Tensor;
 
+/** The mask of a batch, [B, 1, T, T], made once for each width of window; undefined where there is no batch. */
+function maskOf(ids: Tensor, documents: Tensor | undefined): (window: number | undefined) => Tensor | undefined {
+  if (!documents) return () => undefined;
+  const own = documents.unsqueeze(2).equal(documents.unsqueeze(1)); // [B, T, T]
+  const made = new Map<number | undefined, Tensor>();
+  return (window) => {
+    const mask = made.get(window) ?? own.and(causalMask(ids, ids, 1, window)).unsqueeze(1);
+    made.set(window, mask);
+    return mask;
+  };
+}
+
 /** The rotary embedding of a layer's queries and keys; what has none passes through. */
-function rotation(config: ModelConfig, layer: number, newInput: NewInput): (x: Tensor) => Tensor {
+function rotation(config: ModelConfig, layer: number, rows: Dim, newInput: NewInput): (x: Tensor) => Tensor {
   const { rotary } = config;
   if (!rotary) return (x) => x;
   const suffix = isLocal(config, layer) ? "_local" : "";
   const half = rotary.dims / 2;
-  const cos = newInput(`cos${suffix}`, ["T", half], "float32");
-  const sin = newInput(`sin${suffix}`, ["T", half], "float32");
+  const cos = newInput(`cos${suffix}`, [rows, half], "float32");
+  const sin = newInput(`sin${suffix}`, [rows, half], "float32");
   return (x) => x.rotary(cos, sin, { dims: rotary.dims });
 }
 
@@ -158,10 +189,57 @@ export function modelFeeds(
   ids: readonly number[],
   length = ids.length,
 ): Record<string, ModelFeed> {
-  const count = ids.length;
-  const feeds: Record<string, ModelFeed> = { ids: { data: BigInt64Array.from(ids, BigInt), dims: [count] } };
-  const positions = Array.from({ length: count }, (_, i) => i);
-  if (config.learnedPositions) feeds.positions = { data: BigInt64Array.from(positions, BigInt), dims: [count] };
+  const positions = Array.from({ length: ids.length }, (_, i) => i);
+  return {
+    ids: { data: BigInt64Array.from(ids, BigInt), dims: [ids.length] },
+    ...positionFeeds(config, positions, length),
+  };
+}
+
+/** Sequences of one length, side by side: [B, T] in rows. */
+export interface SequenceBatch {
+  /** B */
+  readonly rows: number;
+  /** T */
+  readonly length: number;
+  /** [B * T] */
+  readonly ids: ArrayLike<number>;
+  /** [B * T] number of each token's text within its row. Default: one text a row. */
+  readonly documents?: ArrayLike<number>;
+  /** [B * T] Default: 0 ... T - 1 in every row. */
+  readonly positions?: ArrayLike<number>;
+}
+
+/**
+ * Values of all inputs of a batched model's graph. Throws FoveaError "bad-shape" for lists that are no [B, T].
+ * @param length as for `modelFeeds`; default T
+ */
+export function batchFeeds(
+  config: ModelConfig,
+  batch: SequenceBatch,
+  length = batch.length,
+): Record<string, ModelFeed> {
+  const { rows, length: T, ids, documents, positions } = batch;
+  for (const [name, list] of Object.entries({ ids, documents, positions })) {
+    if (list && list.length !== rows * T) {
+      throw new FoveaError("bad-shape", `${list.length} ${name} are no [${rows}, ${T}]`);
+    }
+  }
+  const int64 = (list: ArrayLike<number>): BigInt64Array => BigInt64Array.from(list as number[], BigInt);
+  return {
+    ids: { data: int64(ids), dims: [rows, T] },
+    documents: { data: documents ? int64(documents) : new BigInt64Array(rows * T), dims: [rows, T] },
+    ...positionFeeds(config, positions ?? Array.from({ length: rows * T }, (_, i) => i % T), length),
+  };
+}
+
+/** How positions enter: learned ones by number, rotated ones as tables of cosines and sines. */
+function positionFeeds(config: ModelConfig, positions: ArrayLike<number>, length: number): Record<string, ModelFeed> {
+  const feeds: Record<string, ModelFeed> = {};
+  const count = positions.length;
+  if (config.learnedPositions) {
+    feeds.positions = { data: BigInt64Array.from(positions as number[], BigInt), dims: [count] };
+  }
   const { rotary } = config;
   if (!rotary) return feeds;
   const dims = [count, rotary.dims / 2];

@@ -1,4 +1,12 @@
-export { buildModel, type ModelFeed, type ModelGraph, modelFeeds } from "./block.js";
+export {
+  type BuildOptions,
+  batchFeeds,
+  buildModel,
+  type ModelFeed,
+  type ModelGraph,
+  modelFeeds,
+  type SequenceBatch,
+} from "./block.js";
 export { type ChatMessage, type ChatTemplate, chatTemplateOf, createChatTemplate, templateTokens } from "./chat.js";
 export {
   type Activation,
