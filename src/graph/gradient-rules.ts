@@ -45,6 +45,7 @@ export const gradientRules: Readonly<Record<OpName, GradientRule>> = {
   ceil: null,
   round: null,
   stopGradient: null,
+  after: [(g) => g, null],
   neg: (g) => g.neg(),
   abs: (g, { inputs: [x] }) => g.mul(x.sign()),
   exp: (g, y) => g.mul(y),

@@ -5,6 +5,7 @@ import { gradientRules } from "./gradient-rules.js";
 import type { Gradient } from "./op.js";
 import { elementwiseOps } from "./ops/elementwise.js";
 import { ops } from "./ops.js";
+import { recomputedBlocks } from "./recompute.js";
 import { describe } from "./shape.js";
 import { constant, Tensor, zerosLike } from "./tensor.js";
 
@@ -57,6 +58,7 @@ function walkBack(result: Tensor, seed: Tensor, wrt: readonly Tensor[], leaves: 
   const found = new Map<Tensor, Tensor>();
   if (order.length === 0) return found;
   const active = new Set(order);
+  const blocks = recomputedBlocks(order);
   const sums = new Map<Tensor, Tensor>([[result, seed]]);
   for (const node of order.reverse()) {
     const sum = sums.get(node);
@@ -65,7 +67,8 @@ function walkBack(result: Tensor, seed: Tensor, wrt: readonly Tensor[], leaves: 
     if (wanted.has(node)) found.set(node, sum);
     if (leaves && wanted.has(node)) continue;
     const gradient = takesNarrow(node, active) ? sum : full(sum, node);
-    for (const [input, part] of pull(gradient, node, active)) {
+    const values = blocks.get(node)?.copyOf(node, gradient) ?? node;
+    for (const [input, part] of pull(gradient, node, values, active)) {
       const known = sums.get(input);
       sums.set(input, known ? known.add(part) : part);
     }
@@ -108,24 +111,30 @@ function isList(rule: unknown): rule is readonly (Gradient | "plain" | null)[] {
   return Array.isArray(rule);
 }
 
-/** The gradients that a node passes to its inputs. */
-function pull(gradient: Tensor, node: Tensor, active: ReadonlySet<Tensor>): [Tensor, Tensor][] {
-  const parts: [Tensor, Tensor][] = [];
-  let byPlain = false;
+/** The gradients that a node passes to its inputs. The rules read `values`, which is the node or a copy of it. */
+function pull(
+  gradient: Tensor,
+  node: Tensor,
+  values: Tensor,
+  active: ReadonlySet<Tensor>,
+): (readonly [Tensor, Tensor])[] {
+  const parts: (readonly [Tensor, Tensor])[] = [];
+  const byPlain: number[] = [];
   node.inputs.forEach((input, index) => {
     if (!active.has(input)) return;
     const rule = ruleOf(node, index);
-    if (rule === "plain") byPlain = true;
+    if (rule === "plain") byPlain.push(index);
     else if (rule) {
-      const part = rule(gradient, node, index);
+      const part = rule(gradient, values, index);
       if (part) parts.push([input, fitted(part, input, node)]);
     }
   });
-  if (!byPlain) return parts;
-  const plain = ops[node.op].plain?.(node);
+  if (byPlain.length === 0) return parts;
+  const plain = ops[node.op].plain?.(values);
   if (!plain) throw new FoveaError("unsupported", `${node.op} has no gradient`);
-  const inputs = node.inputs.filter((input, index) => active.has(input) && ruleOf(node, index) === "plain");
-  return [...parts, ...walkBack(plain, gradient, inputs, true)];
+  const wanted = new Map(byPlain.map((index) => [values.inputs[index], node.inputs[index]]));
+  const found = walkBack(plain, gradient, [...wanted.keys()], true);
+  return [...parts, ...[...found].map(([value, part]) => [wanted.get(value) ?? value, part] as const)];
 }
 
 /** Operations whose operands are broadcast to the shape of the result. */

@@ -301,6 +301,12 @@ export const cases: Case[] = [
     (x) => x / 2,
     INTEGERS,
   ),
+  {
+    op: "after",
+    inputs: [{ shape: ["T", 3] }, { shape: ["S", 2] }],
+    build: (x, other) => new Tensor("after", [x, other]).add(new Tensor("after", [x, other.sum()])),
+    expected: (x) => elementwise((value) => 2 * value, x),
+  },
   one(
     "stopGradient",
     (x) => x.stopGradient().add(1),

@@ -137,6 +137,20 @@ export const elementwiseOps = rows({
     shape: (inputs) => inputs[0],
     onnx: (node, emitter) => emitter.value(node.inputs[0]),
   },
+  // (x, other) -> x, which can be computed only after the other. No optimiser may find that out.
+  after: {
+    shape: (inputs) => inputs[0],
+    onnx: ({ inputs: [x, other] }, emitter) => {
+      const all = [...other.shape.keys()];
+      let one = emitter.value(other);
+      if (all.length > 0) {
+        const [starts, ends] = [emitter.ints(all.map(() => 0)), emitter.ints(all.map(() => 1))];
+        one = emitter.node("Reshape", [emitter.node("Slice", [one, starts, ends, emitter.ints(all)]), emitter.ints([])]);
+      }
+      const value = emitter.value(x);
+      return emitter.node("Where", [emitter.node("IsNaN", [one]), value, value]);
+    },
+  },
 });
 
 /** A shape with names that the caller knows better. A number may not be replaced by another one. */
