@@ -32,7 +32,7 @@ export { tokenizerFromGguf, tokenizerToGguf } from "./gguf-tokenizer.js";
 export { type CachedCheckpoint, fetchCheckpoint, type HubOptions, type HubProgress, parseHubName } from "./hub.js";
 export { type Checkpoint, type GenerationDefaults, type OpenOptions, openCheckpoint } from "./load.js";
 export { type CanonicalTensor, canonicalTensors, type FileTensor, fileTensors } from "./names.js";
-export { type RandomSizes, randomConfig, randomWeights } from "./random.js";
+export { type RandomSizes, randomConfig, randomWeights, seededNormals } from "./random.js";
 export {
   alibiSlopes,
   ntkBase,

@@ -89,7 +89,7 @@ export function randomWeights(config: ModelConfig, seed = 1): WeightSource {
       if (!tensor) throw missingWeight(name);
       const [rows, columns = 1] = tensor.shape;
       const { mean, spread } = distribution(config, tensor.name, tensor.norm, columns);
-      const next = normals(`${seed}/${tensor.name}`);
+      const next = seededNormals(`${seed}/${tensor.name}`);
       const data = new Float32Array(rows * columns);
       for (let i = 0; i < data.length; i++) data[i] = mean + spread * next();
       return { kind: "float", dtype: "float32", shape: tensor.shape, data };
@@ -129,7 +129,7 @@ function distribution(
 }
 
 /** Nearly normal numbers (sums of twelve uniform ones: exact arithmetic, so equal on every machine). */
-function normals(key: string): () => number {
+export function seededNormals(key: string): () => number {
   let state = 0x811c9dc5;
   for (let i = 0; i < key.length; i++) state = Math.imul(state ^ key.charCodeAt(i), 0x01000193);
   const uniform = (): number => {
