@@ -136,7 +136,7 @@ export class TrainingStep {
         this.#targetsOf(segment),
       );
       this.#swap();
-      return { loss: numberOf(out.loss), norm: numberOf(out.norm) };
+      return { loss: numberOf(out.loss), norm: numberOf(out["gradient norm"]) };
     }
     this.#sums ??= this.#newSums();
     let [from, to] = this.#sums;
@@ -154,7 +154,7 @@ export class TrainingStep {
     const known = Object.fromEntries(updating.inputNames.map((name) => [name, feeds[name as keyof typeof feeds]]));
     const out = await updating.run(known, this.#targetsOf(updating));
     this.#swap();
-    return { loss, norm: numberOf(out.norm) };
+    return { loss, norm: numberOf(out["gradient norm"]) };
   }
 
   /** Without training: the loss of a batch and the most likely token of each row [B * T]. */
@@ -198,7 +198,10 @@ export class TrainingStep {
   #stepCut() {
     const gradient = gradients(this.#loss.mul(this.#scalars.share), this.#parameters);
     const { norm, outputs } = this.#updates(gradient);
-    return { inputs: { ...this.#inputs(true), ...this.#scalars }, outputs: { loss: this.#loss, norm, ...outputs } };
+    return {
+      inputs: { ...this.#inputs(true), ...this.#scalars },
+      outputs: { loss: this.#loss, "gradient norm": norm, ...outputs },
+    };
   }
 
   #addCut() {
@@ -214,7 +217,7 @@ export class TrainingStep {
     const { norm, outputs } = this.#updates(sums);
     const { share: _, ...scalars } = this.#scalars;
     const inputs = { ...named(this.#parameters), ...named(this.#slots.flat()), ...named(sums), ...scalars };
-    return { inputs, outputs: { norm, ...outputs } };
+    return { inputs, outputs: { "gradient norm": norm, ...outputs } };
   }
 
   #sumInputs(): Tensor[] {
