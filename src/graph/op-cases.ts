@@ -86,6 +86,13 @@ function softmaxRow(row: NDArray, index: number[], axis: number): { value: numbe
   return { value: at(row, ...index), max, total: sum(along.map((v) => Math.exp(v - max))) };
 }
 
+const FACTORS = [
+  [1, 2, 3],
+  [1, 0, 2],
+  [0, 0, 1],
+  [3, 1, 1],
+];
+const constantArray = (rows: number[][]): NDArray => ({ shape: [rows.length, rows[0].length], data: rows.flat() });
 const INTEGERS = { dtype: "int64", low: -9, high: 9 } as const;
 const NONZERO = { dtype: "int64", low: 1, high: 9 } as const;
 const BOOLS = { dtype: "bool", low: 0, high: 2 } as const;
@@ -202,6 +209,24 @@ export const cases: Case[] = [
     (x) => 1 - x,
     BOOLS,
   ),
+  {
+    op: "mul",
+    note: "unknown sizes, one of which is 1",
+    inputs: [
+      { shape: ["?a", 3, "?b"], sizes: [1, 3, 2] },
+      { shape: ["?c", 3, "?d"], sizes: [4, 3, 1] },
+    ],
+    symbolic: true,
+    build: (a, b) => a.mul(b),
+    expected: (a, b) => elementwise((x, y) => x * y, a, b),
+  },
+  {
+    op: "where",
+    note: "all three broadcast",
+    inputs: [{ shape: ["T", 1], ...BOOLS }, { shape: [3] }, { shape: ["S", "T", 1] }],
+    build: (c, x, y) => c.where(x, y),
+    expected: (c, x, y) => elementwise((condition, yes, no) => (condition ? yes : no), c, x, y),
+  },
   {
     op: "where",
     inputs: [{ shape: ["T", 1], ...BOOLS }, { shape: [3] }],
@@ -350,6 +375,19 @@ export const cases: Case[] = [
     tolerance: 1e-3,
   },
   {
+    op: "prod",
+    note: "one zero in a row, two in another",
+    inputs: [{ shape: [4, 3] }],
+    build: (x) => x.mul(constant(FACTORS)).prod(-1),
+    expected: (x) =>
+      reduce(
+        elementwise((a, b) => a * b, x, constantArray(FACTORS)),
+        [1],
+        false,
+        (v) => v.reduce((a, b) => a * b, 1),
+      ),
+  },
+  {
     op: "argmax",
     inputs: X,
     build: (x) => x.argmax(),
@@ -472,6 +510,32 @@ export const cases: Case[] = [
       ),
   },
   {
+    op: "einsum",
+    note: "a letter that is summed in one operand alone, three operands",
+    inputs: [{ shape: ["T", 2] }, { shape: [2, 3, "S"] }, { shape: ["S"] }],
+    build: (a, b, c) => einsum("td,dks,s->td", a, b, c),
+    expected: (a, b, c) =>
+      generate([SIZES.T, 2], (t, d) =>
+        sum([0, 1, 2].flatMap((k) => [0, 1, 2, 3, 4].map((s) => at(a, t, d) * at(b, d, k, s) * at(c, s)))),
+      ),
+  },
+  {
+    op: "conv",
+    note: "two groups of two channels, padded unevenly, stride 2 over T",
+    inputs: [{ shape: [2, 4, "T"] }, { shape: [6, 2, 3] }, { shape: [6] }],
+    build: (x, w, b) => x.conv(w, { bias: b, groups: 2, before: [2], after: [1], strides: [2] }),
+    expected: (x, w, b) =>
+      generate([2, 6, 3], (n, m, i) => {
+        let total = at(b, m);
+        for (const c of [0, 1])
+          for (const k of [0, 1, 2]) {
+            const t = 2 * i + k - 2;
+            if (t >= 0 && t < SIZES.T) total += at(w, m, c, k) * at(x, n, m < 3 ? c : 2 + c, t);
+          }
+        return total;
+      }),
+  },
+  {
     op: "conv",
     note: "two axes, stride and dilation",
     inputs: [{ shape: [1, 2, 7, 8] }, { shape: [3, 2, 2, 3] }],
@@ -563,6 +627,13 @@ export const cases: Case[] = [
   },
   {
     op: "slice",
+    note: "every second place of T, backwards from the last but one",
+    inputs: X,
+    build: (x) => x.slice({ axis: 0, start: -2, step: -2 }),
+    expected: (x) => generate([2, 6], (t, i) => at(x, 2 - 2 * t, i)),
+  },
+  {
+    op: "slice",
     note: "one place, from the end",
     inputs: X,
     build: (x) => x.at(-1),
@@ -603,6 +674,20 @@ export const cases: Case[] = [
     inputs: X,
     build: (x) => x.tile([2, 1]),
     expected: (x) => ({ shape: [2 * SIZES.T, 6], data: [...x.data, ...x.data] }),
+  },
+  {
+    op: "tile",
+    note: "two axes",
+    inputs: [{ shape: ["T", 2, 3] }],
+    build: (x) => x.tile([3, 1, 2]),
+    expected: (x) => generate([3 * SIZES.T, 2, 6], (t, i, j) => at(x, t % SIZES.T, i, j % 3)),
+  },
+  {
+    op: "pad",
+    note: "before only",
+    inputs: X,
+    build: (x) => x.pad({ axis: 1, before: 2 }),
+    expected: (x) => generate([SIZES.T, 8], (t, i) => (i < 2 ? 0 : at(x, t, i - 2))),
   },
   {
     op: "pad",

@@ -145,7 +145,10 @@ export const elementwiseOps = rows({
       let one = emitter.value(other);
       if (all.length > 0) {
         const [starts, ends] = [emitter.ints(all.map(() => 0)), emitter.ints(all.map(() => 1))];
-        one = emitter.node("Reshape", [emitter.node("Slice", [one, starts, ends, emitter.ints(all)]), emitter.ints([])]);
+        one = emitter.node("Reshape", [
+          emitter.node("Slice", [one, starts, ends, emitter.ints(all)]),
+          emitter.ints([]),
+        ]);
       }
       const value = emitter.value(x);
       return emitter.node("Where", [emitter.node("IsNaN", [one]), value, value]);
