@@ -8,8 +8,8 @@ import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type GgufValue, writeGguf } from "../src/models/gguf.js";
+import { BYTE_CHARACTERS } from "../src/models/index.js";
 import type { TensorToWrite } from "../src/models/tensor-file.js";
-import { byteLetters } from "./train-tokenizer.js";
 
 const SHAPE = { layers: 30, width: 576, heads: 9, kvHeads: 3, headDim: 64, mlp: 1536, vocab: 49152, positions: 65536 };
 const ROW_BLOCK = 32;
@@ -77,7 +77,7 @@ function metadata(): Record<string, GgufValue> {
   const { layers, width, heads, kvHeads, headDim, mlp, vocab, positions } = SHAPE;
   const u32 = (value: number): GgufValue => ({ type: "u32", value });
   const text = (value: string): GgufValue => ({ type: "string", value });
-  const letters = byteLetters();
+  const letters = BYTE_CHARACTERS;
   const tokens = Array.from({ length: vocab }, (_, i) => letters[i] ?? `<unused-${i}>`);
   return {
     "general.architecture": text("llama"),

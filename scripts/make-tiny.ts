@@ -14,7 +14,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { writeSafetensors } from "../src/models/safetensors.js";
-import { trainTokenizer } from "./train-tokenizer.js";
+import { trainTokenizerFiles } from "../src/train/bpe.js";
 
 const VOCAB = 768;
 const WIDTH = 160;
@@ -185,7 +185,11 @@ const [harbour, licence] = await Promise.all(
   ["../examples/harbour.txt", "../LICENSE"].map((file) => readFile(new URL(file, import.meta.url), "utf8")),
 );
 // The words of the example count most: four tokens are the more context, the fewer pieces a word has.
-const tokenizer = trainTokenizer(harbour.repeat(16) + licence, VOCAB, END);
+const { tokenizer } = trainTokenizerFiles([harbour.repeat(16) + licence], {
+  vocabulary: VOCAB,
+  special: [END],
+  digits: "together",
+});
 
 const weights = new Map<string, Matrix>([
   ["model.embed_tokens.weight", embeddings()],

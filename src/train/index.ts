@@ -1,4 +1,5 @@
 export type { Batch, DataSource } from "./batch.js";
+export { type TokenizerFiles, type TokenizerOptions, trainTokenizer, trainTokenizerFiles } from "./bpe.js";
 export { checkpoints, type RunState } from "./checkpoint.js";
 export { attentionDistillationLoss, klLoss, type Loss, type LossInputs, nextTokenLoss } from "./losses.js";
 export { type Metric, readMetrics } from "./metrics.js";
