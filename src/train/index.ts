@@ -1,10 +1,12 @@
 export type { Batch, DataSource } from "./batch.js";
 export { type TokenizerFiles, type TokenizerOptions, trainTokenizer, trainTokenizerFiles } from "./bpe.js";
 export { checkpoints, type RunState } from "./checkpoint.js";
+export { generated, type PackingOptions, permutation, type TokenDocument, texts } from "./data.js";
 export { attentionDistillationLoss, klLoss, type Loss, type LossInputs, nextTokenLoss } from "./losses.js";
 export { type Metric, readMetrics } from "./metrics.js";
 export { adamW, type DecayRule, decayMatrices, type Optimizer, sgd } from "./optimizer.js";
 export { constantSchedule, cosineSchedule, type Schedule, type ScheduleOptions, wsdSchedule } from "./schedule.js";
 export { type StepResult, TrainingStep } from "./step.js";
+export { accuracy, copying, induction, recall, type Task } from "./tasks.js";
 export { type Evaluator, type Trained, type TrainingProgress, type TrainOptions, train } from "./train.js";
 export { type DecoderOptions, decoder, fineTune, freshWeights, type Trainable } from "./trainable.js";
