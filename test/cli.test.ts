@@ -11,7 +11,18 @@ const main = join(root, "dist", "cli", "main.js");
 const stories = join(root, "..", "shared", "checkpoints", "stories260K");
 const harbour = join(root, "examples", "harbour.txt");
 const QUESTION = "The keeper of the north light is";
-const COMMANDS = ["generate", "score", "inspect", "attention", "convert", "export", "methods", "bench"];
+const COMMANDS = [
+  "generate",
+  "score",
+  "inspect",
+  "attention",
+  "convert",
+  "export",
+  "methods",
+  "train",
+  "plot",
+  "bench",
+];
 
 interface Ended {
   readonly code: number | null;

@@ -7,7 +7,9 @@ import { exportCommand } from "./commands/export.js";
 import { generate } from "./commands/generate.js";
 import { inspect } from "./commands/inspect.js";
 import { methods } from "./commands/methods.js";
+import { plot } from "./commands/plot.js";
 import { score } from "./commands/score.js";
+import { trainCommand } from "./commands/train.js";
 import { type Io, READER_GONE } from "./io.js";
 import { UsageError } from "./options.js";
 import { nearest } from "./suggest.js";
@@ -22,6 +24,8 @@ export const COMMANDS: readonly Command[] = [
   convert,
   exportCommand,
   methods,
+  trainCommand,
+  plot,
   bench,
 ];
 
