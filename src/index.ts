@@ -2,4 +2,4 @@ export { catalog, method, parseMethods, resolve } from "./attention/index.js";
 export type * from "./engine/index.js";
 export { type ErrorCode, FoveaError } from "./error.js";
 export { load } from "./load.js";
-export { convert } from "./models/index.js";
+export { convert, mechanism } from "./models/index.js";

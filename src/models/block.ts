@@ -1,6 +1,8 @@
 import { FoveaError } from "../error.js";
 import { attention, causalMask, type Dim, input, multiplyDims, parameter, type Tensor, tap } from "../graph/index.js";
-import type { Activation, ModelConfig } from "./config.js";
+
+import { type Activation, boundMechanism, type ModelConfig } from "./config.js";
+import type { MechanismInputs } from "./mechanism.js";
 import { canonicalTensors } from "./names.js";
 import { rotaryCosSin, rotaryTable } from "./rotary.js";
 
@@ -18,6 +20,8 @@ import { rotaryCosSin, rotaryTable } from "./rotary.js";
  * - `mid` [T, d]: the stream after that
  * - `mlp_in` [T, d]; `mlp_gate` [T, mlpWidth]: the neurons, as the down projection reads them
  * - `mlp_out` [T, d]: what the MLP adds to the stream
+ *
+ * With a mechanism in attention's place there are no `logits.l` and `pattern.l`, and q and k are rotated only if it says so.
  *
  * Of the whole model: `embeddings` [T, d] (scaled, with learned positions), `final_norm` [T, d], `logits` [T, V].
  */
@@ -43,10 +47,21 @@ export interface BuildOptions {
    * `batchFeeds`. Default false.
    */
   readonly batch?: boolean;
+  /** With `batch`: T as a number. Mechanisms with a state then go chunk by chunk. Default: any T, in one piece. */
+  readonly length?: number;
+  /**
+   * A mechanism's state comes in and goes out: inputs `state.l.name` [1, ...], taps `new_state.l.name`. T is then at most
+   * the mechanism's own number of rows. Default false: the state is empty at the beginning.
+   */
+  readonly state?: boolean;
+  /** With `state`: T is 1, and a mechanism's form for one row is used where it has one. Default false. */
+  readonly step?: boolean;
 }
 
 /** Builds the block structure of any family: the one definition of a model, cut at taps for inference. */
-export function buildModel(config: ModelConfig, { batch = false }: BuildOptions = {}): ModelGraph {
+export function buildModel(config: ModelConfig, options: BuildOptions = {}): ModelGraph {
+  const { batch = false } = options;
+  const T: Dim = options.step ? 1 : (options.length ?? "T");
   const taps = new Map<string, Tensor>();
   const inputs: Record<string, Tensor> = {};
   const newInput = (name: string, shape: readonly (number | string)[], dtype: "float32" | "int64"): Tensor => {
@@ -69,9 +84,11 @@ export function buildModel(config: ModelConfig, { batch = false }: BuildOptions 
   const before = blockNorms !== "post";
   const after = blockNorms !== "pre";
 
-  const N: Dim = batch ? multiplyDims("B", "T") : "T"; // rows of dense parts; below T stands for it
-  const ids = newInput("ids", batch ? ["B", "T"] : ["T"], "int64");
-  const documents = batch ? newInput("documents", ["B", "T"], "int64") : undefined;
+  const N: Dim = batch ? multiplyDims("B", T) : T; // rows of dense parts; below T stands for it
+  const B: Dim = batch ? "B" : 1;
+  const mechanism = boundMechanism(config);
+  const ids = newInput("ids", batch ? ["B", T] : [T], "int64");
+  const documents = batch ? newInput("documents", ["B", T], "int64") : undefined;
   const visible = maskOf(ids, documents);
   let x = weight("embed").gather(batch ? ids.reshape([N]) : ids); // [T, d]
   if (config.embeddingScale !== 1) x = x.mul(config.embeddingScale);
@@ -98,18 +115,51 @@ export function buildModel(config: ModelConfig, { batch = false }: BuildOptions 
     const q = named(project("q", heads), "q");
     const k = named(project("k", kvHeads), "k");
     const v = named(project("v", kvHeads), "v");
-    const rotate = rotation(config, l, N, newInput);
+    const rotate = mechanism?.rotary === false ? (t: Tensor) => t : rotation(config, l, N, newInput);
     const qr = named(rotate(q), "q_rotated");
     const kr = named(rotate(k), "k_rotated");
 
-    const sequences = (t: Tensor): Tensor => (batch ? t.reshape(["B", "T", ...t.shape.slice(1)]) : t);
+    const sequences = (t: Tensor): Tensor => (batch ? t.reshape(["B", T, ...t.shape.slice(1)]) : t);
     const within = windowLayers[l] ? window : undefined;
     const mask = visible(within);
-    const options = mask ? { causal: false, mask } : { window: within };
-    const read = attention(sequences(qr), sequences(kr), sequences(v), { scale, softcap, ...options });
-    named(read.logits, "logits");
-    named(read.pattern, "pattern");
-    const out = named(batch ? read.heads.reshape([N, heads, headDim]) : read.heads, "heads");
+    const softmax = (): Tensor => {
+      const seen = mask ? { causal: false, mask } : { window: within };
+      const read = attention(sequences(qr), sequences(kr), sequences(v), { scale, softcap, ...seen });
+      named(read.logits, "logits");
+      named(read.pattern, "pattern");
+      return read.heads;
+    };
+    const replaced = (): Tensor => {
+      const perHead = (t: Tensor): Tensor => {
+        const repeated = kvHeads < heads && t !== qr ? repeatHeads(t, kvHeads, heads, headDim) : t;
+        return repeated.reshape([B, T, heads, headDim]).transpose(0, 2, 1, 3); // [B, H, T, D]
+      };
+      const own = mechanism as NonNullable<typeof mechanism>;
+      const carried = (name: string, shape: readonly number[]): Tensor =>
+        options.state ? newInput(`state.${l}.${name}`, [1, ...shape], "float32") : zeros(ids, batch, shape);
+      const given: MechanismInputs = {
+        q: perHead(qr),
+        k: perHead(kr),
+        v: perHead(v),
+        x: a.reshape([B, T, config.width]),
+        get mask() {
+          return (mask ?? causalMask(a, a, 0, within).unsqueeze(0).unsqueeze(0)).cast("float32");
+        },
+        documents,
+        get positions() {
+          return newInput("positions", [N], "int64").reshape([B, T]);
+        },
+        weights: Object.fromEntries(Object.keys(own.weights).map((n) => [n, weight(at(`mechanism.${n}`))])),
+        state: Object.fromEntries(Object.entries(own.state ?? {}).map(([n, shape]) => [n, carried(n, shape)])),
+        scale,
+        longest: options.state ? own.rows : config.maxPositions,
+      };
+      const { out, state } = options.step ? own.step(given) : own.forward(given);
+      for (const n of Object.keys(own.state ?? {})) tap(state[n], `new_state.${l}.${n}`, taps);
+      return out.transpose(0, 2, 1, 3); // [B, T, H, D]
+    };
+    const read = mechanism ? replaced() : softmax();
+    const out = named(batch || mechanism ? read.reshape([N, heads, headDim]) : read, "heads");
     let attended = linear(out.reshape([N, heads * headDim]), at("o"));
     if (after) attended = norm(attended, at("post_attn_norm"));
     const mid = named(x.add(named(attended, "attn_out")), "mid");
@@ -133,6 +183,25 @@ export function buildModel(config: ModelConfig, { batch = false }: BuildOptions 
 }
 
 type NewInput = (name: string, shape: readonly (number | string)[], dtype: "float32" | "int64") => Tensor;
+
+/** k or v [N, Hkv, D] with each head repeated for its query heads: [N, H, D]. */
+function repeatHeads(t: Tensor, kvHeads: number, heads: number, headDim: number): Tensor {
+  const [N] = t.shape;
+  return t
+    .unsqueeze(2)
+    .expand([N, kvHeads, heads / kvHeads, headDim])
+    .reshape([N, heads, headDim]);
+}
+
+/** An empty state [B, ...shape], or [1, ...shape] without a batch. */
+function zeros(ids: Tensor, batch: boolean, shape: readonly number[]): Tensor {
+  const one = (batch ? ids.slice({ axis: 1, start: 0, end: 1 }) : ids.slice({ axis: 0, start: 0, end: 1 })).mul(0);
+  const B: Dim = batch ? "B" : 1;
+  return one
+    .cast("float32")
+    .reshape([B, ...shape.map(() => 1)])
+    .expand([B, ...shape]);
+}
 
 /** The mask of a batch, [B, 1, T, T], made once for each width of window; undefined where there is no batch. */
 function maskOf(ids: Tensor, documents: Tensor | undefined): (window: number | undefined) => Tensor | undefined {
@@ -233,11 +302,15 @@ export function batchFeeds(
   };
 }
 
-/** How positions enter: learned ones by number, rotated ones as tables of cosines and sines. */
-function positionFeeds(config: ModelConfig, positions: ArrayLike<number>, length: number): Record<string, ModelFeed> {
+/** Values of the inputs that depend on positions: learned ones by number, rotated ones as tables of cosines and sines. */
+export function positionFeeds(
+  config: ModelConfig,
+  positions: ArrayLike<number>,
+  length: number,
+): Record<string, ModelFeed> {
   const feeds: Record<string, ModelFeed> = {};
   const count = positions.length;
-  if (config.learnedPositions) {
+  if (config.learnedPositions || config.mechanism) {
     feeds.positions = { data: BigInt64Array.from(positions as number[], BigInt), dims: [count] };
   }
   const { rotary } = config;

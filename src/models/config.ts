@@ -1,6 +1,7 @@
 import { FoveaError } from "../error.js";
 import { FAMILIES, type Family, type FamilyName, familyByArchitecture, knownFamilies } from "./families.js";
 import { Fields, LIMITS } from "./fields.js";
+import { BoundMechanism, type MechanismUse, useMechanism } from "./mechanism.js";
 import { canonicalTensors } from "./names.js";
 import { parseScaling, type RotaryConfig, type RotaryScaling, scalingJson } from "./rotary.js";
 
@@ -43,6 +44,8 @@ export interface ModelConfig {
   readonly parallelResidual: boolean;
   readonly bos?: number;
   readonly eos: readonly number[];
+  /** What stands in the place of softmax attention, in every layer. */
+  readonly mechanism?: MechanismUse;
 }
 
 export interface AttentionConfig {
@@ -144,7 +147,22 @@ export function parseConfig(json: unknown, where = "config.json"): ModelConfig {
     eos: (f.has("eos_token_id") ? f : outer).ints("eos_token_id", LIMITS.token).filter((id) => id < vocab),
   } satisfies ModelConfig;
   const config = family.read ? family.read(f, base) : base;
-  return finish(config, where);
+  const mechanism = parseMechanism(outer);
+  return finish(mechanism ? { ...config, mechanism } : config, where);
+}
+
+/** The mechanism that a config.json names under "fovea_mechanism". */
+function parseMechanism(f: Fields): MechanismUse | undefined {
+  const given = f.raw("fovea_mechanism");
+  if (given === undefined || given === null) return undefined;
+  const { name, parameters = {} } = given as { name?: unknown; parameters?: Record<string, unknown> };
+  if (typeof name !== "string") throw f.wrong("fovea_mechanism", "an object with a name and parameters", given);
+  return useMechanism({ name, parameters });
+}
+
+/** A config's mechanism, bound to its sizes; undefined where it has none. */
+export function boundMechanism({ mechanism, width, heads, headDim }: ModelConfig): BoundMechanism | undefined {
+  return mechanism && new BoundMechanism(mechanism, { width, heads, headDim });
 }
 
 function inside(token: number | undefined, vocab: number): number | undefined {
@@ -309,6 +327,7 @@ export function configJson(config: ModelConfig): Record<string, unknown> {
     }
   }
   family.write?.(config, json);
+  if (config.mechanism) json.fovea_mechanism = config.mechanism;
   return json;
 }
 

@@ -224,6 +224,11 @@ export function ggufFromConfig(config: ModelConfig): GgufDescription {
       },
     );
   }
+  if (config.mechanism) {
+    throw new FoveaError("unsupported", `llama.cpp has no attention called ${config.mechanism.name}`, {
+      hint: "Convert to a safetensors folder, or export to ONNX, instead.",
+    });
+  }
   checkForm(config, family.title);
   const metadata = new Map<string, GgufValue>();
   const factors = new Map<string, Float32Array>();

@@ -5,12 +5,14 @@ export {
   type ModelFeed,
   type ModelGraph,
   modelFeeds,
+  positionFeeds,
   type SequenceBatch,
 } from "./block.js";
 export { type ChatMessage, type ChatTemplate, chatTemplateOf, createChatTemplate, templateTokens } from "./chat.js";
 export {
   type Activation,
   type AttentionConfig,
+  boundMechanism,
   configJson,
   type ModelConfig,
   parameterCount,
@@ -31,6 +33,21 @@ export { configFromGguf, ggufFromConfig, type RotaryFactors } from "./gguf-confi
 export { tokenizerFromGguf, tokenizerToGguf } from "./gguf-tokenizer.js";
 export { type CachedCheckpoint, fetchCheckpoint, type HubOptions, type HubProgress, parseHubName } from "./hub.js";
 export { type Checkpoint, type GenerationDefaults, type OpenOptions, openCheckpoint } from "./load.js";
+export {
+  BoundMechanism,
+  definitionOf,
+  type MechanismDefinition,
+  type MechanismFactory,
+  type MechanismInputs,
+  type MechanismResult,
+  type MechanismShape,
+  type MechanismUse,
+  type MechanismWeight,
+  mechanism,
+  mechanismNames,
+  useMechanism,
+  useOf,
+} from "./mechanism.js";
 export { type CanonicalTensor, canonicalTensors, type FileTensor, fileTensors } from "./names.js";
 export { type RandomSizes, randomConfig, randomWeights, seededNormals } from "./random.js";
 export {

@@ -1,4 +1,4 @@
-import type { ModelConfig } from "./config.js";
+import { boundMechanism, type ModelConfig } from "./config.js";
 import { FAMILIES, type TensorNames, type TensorRow } from "./families.js";
 
 /** A weight under its canonical name, as the model's graph asks for it. Matrices are [out, in]. */
@@ -44,6 +44,7 @@ export function canonicalTensors(config: ModelConfig): CanonicalTensor[] {
   add("embed", [vocab, d]);
   if (config.learnedPositions) add("embed_positions", [config.maxPositions + config.learnedPositions.offset, d]);
   const [q, kv] = [heads * headDim, kvHeads * headDim];
+  const mechanism = boundMechanism(config);
   for (let l = 0; l < config.layers; l++) {
     const at = `layers.${l}.`;
     if (config.blockNorms !== "post") norm(`${at}attn_norm`);
@@ -55,6 +56,7 @@ export function canonicalTensors(config: ModelConfig): CanonicalTensor[] {
       add(`${at}q_norm`, [whole ? q : headDim], false, true);
       add(`${at}k_norm`, [whole ? kv : headDim], false, true);
     }
+    for (const [name, { shape }] of Object.entries(mechanism?.weights ?? {})) add(`${at}mechanism.${name}`, shape);
     add(`${at}o`, [d, q], attention.biasO);
     if (config.blockNorms !== "pre") norm(`${at}post_attn_norm`);
     if (config.blockNorms !== "post") norm(`${at}mlp_norm`);
@@ -99,10 +101,12 @@ export function fileTensors(config: ModelConfig, format: "hf" | "gguf"): FileTen
     }
   };
   for (const row of names.model) push(row, names.prefixes, "");
+  const own = Object.keys(boundMechanism(config)?.weights ?? {}).map((name) => `mechanism.${name}`);
   for (let l = 0; l < config.layers; l++) {
     const place = names.layer.replace("{l}", String(l));
     const before = names.prefixes.map((prefix) => prefix + place);
     for (const row of names.layers) push(row, before, `layers.${l}.`);
+    for (const name of own) push({ stem: name, parts: [name] }, before, `layers.${l}.`);
   }
   // A multimodal checkpoint holds its head under its language model's prefix.
   for (const row of names.outside) push(row, ["", "language_model."], "");

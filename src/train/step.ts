@@ -14,7 +14,8 @@ interface Value {
 /** What a training step is built of. */
 export interface StepOptions {
   readonly config: ModelConfig;
-  readonly graph: ModelGraph;
+  /** The whole model over a batch of sequences of this length. */
+  build(length: number): ModelGraph;
   /** Values of the parameters that do not train. */
   readonly weights: WeightSource;
   /** Names of those that do. */
@@ -39,17 +40,15 @@ export interface StepResult {
  */
 export class TrainingStep {
   readonly #options: StepOptions;
-  readonly #parameters: Tensor[];
-  readonly #slots: Tensor[][];
+  readonly #parameters: readonly string[];
+  readonly #plans = new Map<ModelGraph, Plan>();
+  readonly #graphs = new Map<number, ModelGraph>();
   readonly #scalars = {
     rate: input("rate", []),
     correction1: input("correction1", []),
     correction2: input("correction2", []),
     share: input("share", []),
   };
-  readonly #targets: Tensor;
-  readonly #rowWeights: Tensor;
-  readonly #loss: Tensor;
   #now: Map<string, Value>;
   #next: Map<string, Value>;
   #sums: [Map<string, Value>, Map<string, Value>] | undefined;
@@ -57,34 +56,9 @@ export class TrainingStep {
 
   /** `values`: first values of the trained parameters and, when training goes on, of the optimiser's state. */
   constructor(options: StepOptions, values: (name: string) => Float32Array | undefined) {
-    const { graph, trained, optimizer, loss = nextTokenLoss } = options;
     this.#options = options;
-    const [rows] = graph.logits.shape;
-    this.#targets = input("targets", [rows], "int64");
-    this.#rowWeights = input("weights", [rows]);
-    this.#loss = loss({
-      logits: graph.logits,
-      targets: this.#targets,
-      weights: this.#rowWeights,
-      tap(name) {
-        const found = graph.taps.get(name);
-        if (!found) throw new FoveaError("not-found", `a loss asks for ${name}, which the model does not have`);
-        return found;
-      },
-    });
-    const reached = parametersOf([this.#loss]);
-    this.#parameters = trained.map((name) => {
-      const tensor = reached.get(name);
-      if (!tensor)
-        throw new FoveaError("bad-input", `the loss does not depend on the weight ${name}, which is to be trained`, {
-          hint: `weights that it depends on: ${[...reached.keys()].slice(0, 12).join(", ")}, ...`,
-        });
-      return tensor;
-    });
-    this.#slots = this.#parameters.map((p) =>
-      optimizer.slots.map((slot) => input(`${slot}/${p.name}`, p.shape as number[])),
-    );
-    const all = [...this.#parameters, ...this.#slots.flat()];
+    const { parameters, slots } = this.#plan(options.build(1));
+    this.#parameters = parameters.map((p) => p.name as string);
     const first = (t: Tensor): Value => {
       const dims = t.shape as number[];
       const size = dims.reduce((a, b) => a * b, 1);
@@ -93,8 +67,53 @@ export class TrainingStep {
         throw new FoveaError("bad-shape", `${t.name}: ${given.length} values were given for [${dims.join(", ")}]`);
       return { data: given ? given.slice() : new Float32Array(size), dims };
     };
-    this.#now = new Map(all.map((t) => [t.name as string, first(t)]));
+    this.#now = new Map([...parameters, ...slots.flat()].map((t) => [t.name as string, first(t)]));
     this.#next = emptyLike(this.#now);
+  }
+
+  /** The graph for sequences of a length, and what belongs to it; one for all lengths where the model's graph is. */
+  #plan(graph: ModelGraph): Plan {
+    const known = this.#plans.get(graph);
+    if (known) return known;
+    const { trained, optimizer, loss: lossOf = nextTokenLoss } = this.#options;
+    const [rows] = graph.logits.shape;
+    const targets = input("targets", [rows], "int64");
+    const weights = input("weights", [rows]);
+    const loss = lossOf({
+      logits: graph.logits,
+      targets,
+      weights,
+      tap(name) {
+        const found = graph.taps.get(name);
+        if (!found) throw new FoveaError("not-found", `a loss asks for ${name}, which the model does not have`);
+        return found;
+      },
+    });
+    const reached = parametersOf([loss]);
+    const parameters = trained.map((name) => {
+      const tensor = reached.get(name);
+      if (!tensor)
+        throw new FoveaError("bad-input", `the loss does not depend on the weight ${name}, which is to be trained`, {
+          hint: `weights that it depends on: ${[...reached.keys()].slice(0, 12).join(", ")}, ...`,
+        });
+      return tensor;
+    });
+    const slots = parameters.map((p) => optimizer.slots.map((slot) => input(`${slot}/${p.name}`, p.shape as number[])));
+    const plan = { key: `${this.#plans.size}`, graph, targets, weights, loss, parameters, slots };
+    this.#plans.set(graph, plan);
+    return plan;
+  }
+
+  #planFor({ length }: Batch): Plan {
+    let graph = this.#graphs.get(length);
+    if (!graph) {
+      graph = this.#options.build(length);
+      // graphs that hold for any length are one
+      const same = [...this.#graphs.values()].find((g) => g.logits.shape[0] === graph?.logits.shape[0]);
+      graph = same ?? graph;
+      this.#graphs.set(length, graph);
+    }
+    return this.#plan(graph);
   }
 
   /** Names and present values of everything that changes: parameters and the optimiser's state. */
@@ -130,7 +149,8 @@ export class TrainingStep {
     const total = totals.reduce((a, b) => a + b, 0);
     const shares = totals.map((t) => (total > 0 ? t / total : 1 / batches.length));
     if (batches.length === 1) {
-      const segment = await this.#segment("step", () => this.#stepCut());
+      const plan = this.#planFor(batches[0]);
+      const segment = await this.#segment(`step ${plan.key}`, () => this.#stepCut(plan));
       const out = await segment.run(
         this.#feeds(segment, batches[0], { ...scalars, share: scalar(1) }),
         this.#targetsOf(segment),
@@ -142,14 +162,15 @@ export class TrainingStep {
     let [from, to] = this.#sums;
     for (const { data } of from.values()) data.fill(0);
     let loss = 0;
-    const adding = await this.#segment("add", () => this.#addCut());
     for (const [i, batch] of batches.entries()) {
+      const plan = this.#planFor(batch);
+      const adding = await this.#segment(`add ${plan.key}`, () => this.#addCut(plan));
       const feeds = this.#feeds(adding, batch, { share: scalar(shares[i]), ...Object.fromEntries(from) });
       const out = await adding.run(feeds, Object.fromEntries([...to].map(([name, v]) => [`new ${name}`, v])));
       loss += numberOf(out.loss) * shares[i];
       [from, to] = [to, from];
     }
-    const updating = await this.#segment("update", () => this.#updateCut());
+    const updating = await this.#segment("update", () => this.#updateCut([...this.#plans.values()][0]));
     const feeds = { ...scalars, ...Object.fromEntries([...this.#now, ...from]) };
     const known = Object.fromEntries(updating.inputNames.map((name) => [name, feeds[name as keyof typeof feeds]]));
     const out = await updating.run(known, this.#targetsOf(updating));
@@ -159,10 +180,10 @@ export class TrainingStep {
 
   /** Without training: the loss of a batch and the most likely token of each row [B * T]. */
   async evaluate(batch: Batch): Promise<{ loss: number; predicted: Int32Array }> {
-    const { graph } = this.#options;
-    const segment = await this.#segment("evaluate", () => ({
-      inputs: this.#inputs(false),
-      outputs: { loss: this.#loss, predicted: graph.logits.argmax(-1).cast("int32") },
+    const plan = this.#planFor(batch);
+    const segment = await this.#segment(`evaluate ${plan.key}`, () => ({
+      inputs: inputsOf(plan, false),
+      outputs: { loss: plan.loss, predicted: plan.graph.logits.argmax(-1).cast("int32") },
     }));
     const out = await segment.run(this.#feeds(segment, batch, {}));
     return { loss: numberOf(out.loss), predicted: out.predicted.data as Int32Array };
@@ -184,56 +205,44 @@ export class TrainingStep {
     return made;
   }
 
-  /** Everything that a run is fed with, but for scalars. */
-  #inputs(withSlots: boolean): Record<string, Tensor> {
+  #stepCut(plan: Plan) {
+    const gradient = gradients(plan.loss.mul(this.#scalars.share), plan.parameters);
+    const { norm, outputs } = this.#updates(plan, gradient);
     return {
-      ...this.#options.graph.inputs,
-      targets: this.#targets,
-      weights: this.#rowWeights,
-      ...named(this.#parameters),
-      ...(withSlots ? named(this.#slots.flat()) : {}),
+      inputs: { ...inputsOf(plan, true), ...this.#scalars },
+      outputs: { loss: plan.loss, "gradient norm": norm, ...outputs },
     };
   }
 
-  #stepCut() {
-    const gradient = gradients(this.#loss.mul(this.#scalars.share), this.#parameters);
-    const { norm, outputs } = this.#updates(gradient);
-    return {
-      inputs: { ...this.#inputs(true), ...this.#scalars },
-      outputs: { loss: this.#loss, "gradient norm": norm, ...outputs },
-    };
+  #addCut(plan: Plan) {
+    const gradient = gradients(plan.loss.mul(this.#scalars.share), plan.parameters);
+    const sums = sumInputs(plan);
+    const outputs = plan.parameters.map((p, i) => [`new g/${p.name}`, sums[i].add(gradient[i])] as const);
+    const inputs = { ...inputsOf(plan, false), ...named(sums), share: this.#scalars.share };
+    return { inputs, outputs: { loss: plan.loss, ...Object.fromEntries(outputs) } };
   }
 
-  #addCut() {
-    const gradient = gradients(this.#loss.mul(this.#scalars.share), this.#parameters);
-    const sums = this.#sumInputs();
-    const outputs = this.#parameters.map((p, i) => [`new g/${p.name}`, sums[i].add(gradient[i])] as const);
-    const inputs = { ...this.#inputs(false), ...named(sums), share: this.#scalars.share };
-    return { inputs, outputs: { loss: this.#loss, ...Object.fromEntries(outputs) } };
-  }
-
-  #updateCut() {
-    const sums = this.#sumInputs();
-    const { norm, outputs } = this.#updates(sums);
+  #updateCut(plan: Plan) {
+    const sums = sumInputs(plan);
+    const { norm, outputs } = this.#updates(plan, sums);
     const { share: _, ...scalars } = this.#scalars;
-    const inputs = { ...named(this.#parameters), ...named(this.#slots.flat()), ...named(sums), ...scalars };
+    const inputs = { ...named(plan.parameters), ...named(plan.slots.flat()), ...named(sums), ...scalars };
     return { inputs, outputs: { "gradient norm": norm, ...outputs } };
   }
 
-  #sumInputs(): Tensor[] {
-    return this.#parameters.map((p) => input(`g/${p.name}`, p.shape as number[]));
-  }
-
-  #updates(gradient: readonly Tensor[]): { norm: Tensor; outputs: Record<string, Tensor> } {
+  #updates(
+    { parameters, slots }: Plan,
+    gradient: readonly Tensor[],
+  ): { norm: Tensor; outputs: Record<string, Tensor> } {
     const { optimizer } = this.#options;
     const norm = globalNorm(gradient);
     const factor = optimizer.clip === undefined ? undefined : clipFactor(norm, optimizer.clip);
     const outputs: Record<string, Tensor> = {};
-    for (const [i, p] of this.#parameters.entries()) {
+    for (const [i, p] of parameters.entries()) {
       const g = factor ? gradient[i].mul(factor) : gradient[i];
-      const { value, state } = optimizer.update(p, g, this.#slots[i], this.#scalars);
+      const { value, state } = optimizer.update(p, g, slots[i], this.#scalars);
       outputs[`new ${p.name}`] = value;
-      for (const [s, slot] of this.#slots[i].entries()) outputs[`new ${slot.name}`] = state[s];
+      for (const [s, slot] of slots[i].entries()) outputs[`new ${slot.name}`] = state[s];
     }
     return { norm, outputs };
   }
@@ -268,13 +277,35 @@ export class TrainingStep {
 
   #newSums(): [Map<string, Value>, Map<string, Value>] {
     const zero = (): Map<string, Value> =>
-      emptyLike(new Map(this.#parameters.map((p) => [`g/${p.name}`, this.#now.get(p.name as string) as Value])));
+      emptyLike(new Map(this.#parameters.map((name) => [`g/${name}`, this.#now.get(name) as Value])));
     return [zero(), zero()];
   }
 
   #swap(): void {
     [this.#now, this.#next] = [this.#next, this.#now];
   }
+}
+
+/** A model's graph with its loss, and what trains in it. */
+interface Plan {
+  readonly key: string;
+  readonly graph: ModelGraph;
+  readonly targets: Tensor;
+  readonly weights: Tensor;
+  readonly loss: Tensor;
+  readonly parameters: readonly Tensor[];
+  /** The optimiser's state of each parameter. */
+  readonly slots: readonly (readonly Tensor[])[];
+}
+
+/** Everything that a run is fed with, but for scalars. */
+function inputsOf({ graph, targets, weights, parameters, slots }: Plan, withSlots: boolean): Record<string, Tensor> {
+  return { ...graph.inputs, targets, weights, ...named(parameters), ...(withSlots ? named(slots.flat()) : {}) };
+}
+
+/** Sums of gradients over batches. */
+function sumInputs({ parameters }: Plan): Tensor[] {
+  return parameters.map((p) => input(`g/${p.name}`, p.shape as number[]));
 }
 
 /** The parameters that tensors depend on, by name. */

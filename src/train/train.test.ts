@@ -43,7 +43,6 @@ async function gradientsOf(batches: readonly Batch[], names: readonly string[]) 
   const model = small();
   const options = {
     ...model,
-    graph: model.build(),
     optimizer: sgd({ rate: 1, momentum: 0, clip: Number.POSITIVE_INFINITY }),
   };
   const step = new TrainingStep({ ...options, threads: 1 }, first(model));
@@ -76,8 +75,7 @@ describe("a step", () => {
           ? adamW({ rate: 1, betas: [0.8, 0.9], eps: 1e-6, weightDecay: 0.3, clip })
           : sgd({ rate: 1, momentum: 0.7, weightDecay: 0.3, clip });
       const model = small();
-      const make = (o: typeof optimizer) =>
-        new TrainingStep({ ...model, graph: model.build(), optimizer: o, threads: 1 }, first(model));
+      const make = (o: typeof optimizer) => new TrainingStep({ ...model, optimizer: o, threads: 1 }, first(model));
       const step = make(optimizer);
       // the oracle: gradients of a step that moves by them, the formulas in float64
       const plain = make(sgd({ rate: 1, momentum: 0, clip: Number.POSITIVE_INFINITY }));

@@ -169,7 +169,10 @@ async function firstStep(
     if (kept || !trained.includes(name)) return kept;
     return toFloats(weights.get(name));
   };
-  return new TrainingStep({ config, graph: model.build(), weights, trained, optimizer, loss, threads }, first);
+  return new TrainingStep(
+    { config, build: (length) => model.build(length), weights, trained, optimizer, loss, threads },
+    first,
+  );
 }
 
 async function openMetrics(folder: string, resumed: Resumed | undefined): Promise<MetricsFile> {

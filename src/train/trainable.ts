@@ -1,23 +1,28 @@
+import "../attention/linear/index.js";
 import { FoveaError } from "../error.js";
 import { missingWeight, type WeightSource } from "../graph/index.js";
 import {
+  boundMechanism,
   buildModel,
   type Checkpoint,
   canonicalTensors,
+  type MechanismFactory,
+  type MechanismUse,
   type ModelConfig,
   type ModelGraph,
   parseConfig,
   seededNormals,
   type Tokenizer,
   tinyTokenizer,
+  useOf,
 } from "../models/index.js";
 
 /** A model that can be trained. */
 export interface Trainable {
   readonly name: string;
   readonly config: ModelConfig;
-  /** The whole model over a batch, as `buildModel(config, { batch: true })` gives it. */
-  build(): ModelGraph;
+  /** The whole model over a batch of sequences of this length, as `buildModel(config, { batch: true, length })` gives it. */
+  build(length: number): ModelGraph;
   /** First values of all weights. */
   readonly weights: WeightSource;
   /** Names of the weights that train. */
@@ -51,6 +56,8 @@ export interface DecoderOptions {
   /** Default: a small one of bytes and a few merges. */
   readonly tokenizer?: Tokenizer;
   readonly chatTemplate?: string;
+  /** What stands in the place of softmax attention. Default: softmax attention. */
+  readonly mechanism?: MechanismUse | MechanismFactory;
   /** Seed of the first weights. Default 1. */
   readonly seed?: number;
   readonly name?: string;
@@ -70,8 +77,10 @@ export function decoder(options: DecoderOptions = {}): Trainable {
   const { vocabulary = options.tokenizer?.vocabSize ?? 384, name = "decoder" } = options;
   const { heads = Math.max(1, Math.round(width / 32)) } = options;
   const tokenizer = options.tokenizer ?? tinyTokenizer(Math.max(258, vocabulary));
+  const mechanism = options.mechanism && useOf(options.mechanism);
   const config = parseConfig(
     {
+      ...(mechanism && { fovea_mechanism: mechanism }),
       architectures: ["LlamaForCausalLM"],
       num_hidden_layers: layers,
       hidden_size: width,
@@ -92,7 +101,7 @@ export function decoder(options: DecoderOptions = {}): Trainable {
   return {
     name,
     config,
-    build: () => buildModel(config, { batch: true }),
+    build: (length) => batched(config, length),
     weights: freshWeights(config, seed),
     trained: canonicalTensors(config).map((t) => t.name),
     tokenizer,
@@ -100,16 +109,25 @@ export function decoder(options: DecoderOptions = {}): Trainable {
   };
 }
 
+/** A model's graph over a batch: of any length, unless a mechanism goes chunk by chunk. */
+function batched(config: ModelConfig, length: number): ModelGraph {
+  return buildModel(config, { batch: true, ...(config.mechanism && { length }) });
+}
+
 /** First weights of a model that is to be trained, the same for a seed on every machine. */
 export function freshWeights(config: ModelConfig, seed: number): WeightSource {
   const tensors = new Map(canonicalTensors(config).map((t) => [t.name, t]));
   const into = SPREAD / Math.sqrt(2 * config.layers);
+  const own = boundMechanism(config)?.weights ?? {};
   return {
     get(name) {
       const tensor = tensors.get(name);
       if (!tensor) throw missingWeight(name);
       const data = new Float32Array(tensor.shape.reduce((a, b) => a * b, 1));
+      const [, ownName] = /\.mechanism\.(.+)$/.exec(name) ?? [];
+      const first = ownName === undefined ? undefined : own[ownName]?.first;
       if (tensor.norm) data.fill(1 - config.normOffset);
+      else if (typeof first === "number") data.fill(first);
       else if (!name.endsWith(".bias")) {
         const next = seededNormals(`${seed}/${name}`);
         const spread = /\.(o|down)$/.test(name) ? into : SPREAD;
@@ -146,7 +164,7 @@ export function fineTune(
   return {
     name,
     config,
-    build: () => buildModel(config, { batch: true }),
+    build: (length) => batched(config, length),
     weights,
     trained: names.filter((n) => chosen.has(n)),
     tokenizer,

@@ -1,0 +1,197 @@
+import { FoveaError } from "../../error.js";
+import { concat, constant, type Dim, type Tensor } from "../../graph/index.js";
+
+/**
+ * The base of linear-recurrence attention: one state S [K, V] per head instead of a growing cache.
+ *
+ *     S = decay(S);  with a delta write: v = beta (v - k S);  S += k v^T;  out = q S
+ *
+ * where the decay is none, one number per head, one per key channel or one per value channel, given as logarithms. One
+ * formula serves three evaluations: chunks of C rows, with C = 1 the recurrence and C = T the quadratic form.
+ * (Linear attention arXiv:2006.16236, RetNet arXiv:2307.08621, GLA arXiv:2312.06635, delta rule arXiv:2406.06484, gated
+ * delta arXiv:2412.06464.)
+ */
+export interface GatedState {
+  /** [B, H, T, K], scaled. */
+  readonly q: Tensor;
+  /** [B, H, T, K] */
+  readonly k: Tensor;
+  /** [B, H, T, V] */
+  readonly v: Tensor;
+  /** Log of the decay, at most 0: [B, H, T, 1] (or [1, H, 1, 1] expanded to it), [B, H, T, K] or [B, H, T, V]. */
+  readonly gate?: { readonly log: Tensor; readonly side: "scalar" | "key" | "value" };
+  /** Strength of a delta write [B, H, T, 1]. Not together with gates of key or value channels. */
+  readonly beta?: Tensor;
+  /** State at entry [B, H, K, V]. */
+  readonly state: Tensor;
+  /** int64 [B, T]: rows of another document than the row before begin with an empty state. */
+  readonly documents?: Tensor;
+  /** Rows of a chunk (C); the last one is shorter where T is no multiple. */
+  readonly chunk: number;
+  /** Where T is no number: how many rows it stands for at most. They are one chunk. Default `chunk`. */
+  readonly longest?: number;
+}
+
+/** Outputs [B, H, T, V] and the state after the last row [B, H, K, V]. */
+export interface GatedResult {
+  readonly out: Tensor;
+  readonly state: Tensor;
+}
+
+/** Chunk by chunk; a T without a number is one chunk. Throws ShapeError. */
+export function gatedState(inputs: GatedState): GatedResult {
+  const { q, k, v, gate, beta, documents, chunk, longest = chunk } = inputs;
+  if (beta && gate && gate.side !== "scalar")
+    throw new FoveaError("bad-input", "a delta write goes with one decay per head, not with one per channel");
+  const T = q.shape[2];
+  if (typeof T !== "number" || T <= chunk) return oneChunk({ ...inputs, chunk: typeof T === "number" ? T : longest });
+  let { state } = inputs;
+  let last: Tensor | undefined;
+  const outs: Tensor[] = [];
+  for (let start = 0; start < T; start += chunk) {
+    const end = Math.min(T, start + chunk);
+    const rows = (x: Tensor, axis = 2): Tensor => x.slice({ axis, start, end });
+    const here = documents && rows(documents, 1);
+    const result = oneChunk(
+      {
+        q: rows(q),
+        k: rows(k),
+        v: rows(v),
+        ...(gate && { gate: { log: rows(gate.log), side: gate.side } }),
+        ...(beta && { beta: rows(beta) }),
+        state,
+        ...(here && { documents: here }),
+        chunk: end - start,
+      },
+      last,
+    );
+    outs.push(result.out);
+    state = result.state;
+    last = here?.slice({ axis: 1, start: -1 });
+  }
+  return { out: concat(outs, 2), state };
+}
+
+/** One chunk. `before`: the document that the state belongs to [B, 1]; without it that of the first row. */
+function oneChunk({ q, k, v, gate, beta, state, documents, chunk }: GatedState, before?: Tensor): GatedResult {
+  const lower = triangle(q); // [n, n] 1 where j <= i
+  const same = documents && sameDocument(documents); // [B, 1, n, n]
+  const seen = same ? lower.mul(same) : lower;
+  // what a row sees of the state at entry, and what of the rows the state at the end holds
+  const first = documents && (before ?? documents.slice({ axis: 1, start: 0, end: 1 }));
+  const carried = documents && first && equalTo(documents, first); // [B, 1, n, 1]
+  const kept = documents && equalTo(documents, documents.slice({ axis: 1, start: -1 })); // [B, 1, n, 1]
+  const ends = carried?.slice({ axis: 2, start: -1 }); // [B, 1, 1, 1]
+  const masked = (x: Tensor, mask: Tensor | undefined): Tensor => (mask ? x.mul(mask) : x);
+
+  if (gate && gate.side !== "scalar") return channelChunk({ q, k, v, gate, state, seen, carried, kept, ends });
+
+  const sums = gate?.log.cumsum(2); // c [B, H, n, 1]
+  const total = sums?.slice({ axis: 2, start: -1 }); // c_n
+  const since = sums?.exp(); // decay from entry to each row
+  const until = sums && total?.sub(sums).exp(); // from each row to the end
+  // masked before the exponential, whose upper triangle would overflow
+  const decay = sums ? sums.sub(sums.transpose()).minimum(0).exp().mul(seen) : seen;
+  const entry = (x: Tensor): Tensor => masked(since ? x.mul(since) : x, carried);
+
+  let written = v;
+  if (beta) {
+    const strict = k.mul(beta).matmul(k.transpose()).mul(decay).mul(triangle(q, -1)); // L
+    const inverse = unitInverse(strict, chunk);
+    const values = v.mul(beta).sub(entry(k.mul(beta)).matmul(state)); // B V - B diag(exp c) K S
+    written = inverse.matmul(values);
+  }
+  const out = entry(q).matmul(state).add(q.matmul(k.transpose()).mul(decay).matmul(written));
+  const old = masked(total ? state.mul(total.exp()) : state, ends);
+  const keys = masked(until ? k.mul(until) : k, kept);
+  return { out, state: old.add(keys.transpose().matmul(written)) };
+}
+
+interface ChannelChunk extends Pick<GatedState, "q" | "k" | "v" | "state"> {
+  readonly gate: NonNullable<GatedState["gate"]>;
+  readonly seen: Tensor;
+  readonly carried: Tensor | undefined;
+  readonly kept: Tensor | undefined;
+  readonly ends: Tensor | undefined;
+}
+
+/**
+ * Decay per channel: rows and keys are compared channel by channel, exp(c_i - c_j), since K exp(-c) would overflow. The
+ * chunk is therefore short.
+ */
+function channelChunk({ q, k, v, gate, state, seen, carried, kept, ends }: ChannelChunk): GatedResult {
+  const sums = gate.log.cumsum(2); // c [B, H, n, K or V]
+  const total = sums.slice({ axis: 2, start: -1 }); // [B, H, 1, K or V]
+  const apart = sums.unsqueeze(3).sub(sums.unsqueeze(2)).minimum(0).exp(); // [B, H, n, n, K or V]
+  const masked = (x: Tensor, mask: Tensor | undefined): Tensor => (mask ? x.mul(mask) : x);
+  const until = total.sub(sums).exp();
+  if (gate.side === "key") {
+    const scores = q.unsqueeze(3).mul(k.unsqueeze(2)).mul(apart).sum(-1).mul(seen); // [B, H, n, n]
+    const out = masked(q.mul(sums.exp()), carried).matmul(state).add(scores.matmul(v));
+    const old = masked(state.mul(total.exp().transpose()), ends);
+    return { out, state: old.add(masked(k.mul(until), kept).transpose().matmul(v)) };
+  }
+  const scores = q.matmul(k.transpose()).mul(seen); // [B, H, n, n]
+  const inner = scores.unsqueeze(-1).mul(apart).mul(v.unsqueeze(2)).sum(3); // [B, H, n, V]
+  const out = masked(q.matmul(state).mul(sums.exp()), carried).add(inner);
+  const old = masked(state.mul(total.exp()), ends);
+  return { out, state: old.add(masked(k, kept).transpose().matmul(v.mul(until))) };
+}
+
+/** (I + L)^-1 of a strictly lower L [..., n, n], n at most `size`: L^n = 0, so it is the product of I + (-L)^(2^i). */
+export function unitInverse(strict: Tensor, size: number): Tensor {
+  const rank = strict.rank;
+  const row = strict.range(rank - 1);
+  const identity = row.unsqueeze(1).equal(row.unsqueeze(0)).cast("float32"); // [n, n]
+  let power = strict.neg();
+  let inverse = identity.add(power);
+  for (let reach = 2; reach < size; reach *= 2) {
+    power = power.matmul(power);
+    inverse = inverse.matmul(identity.add(power));
+  }
+  return inverse;
+}
+
+/** [n, n] over the rows of x [B, H, n, K]: 1 on and below diagonal k, 0 above. */
+function triangle(x: Tensor, k = 0): Tensor {
+  const row = x.range(2);
+  return row.unsqueeze(0).lessEqual(row.add(k).unsqueeze(1)).cast("float32");
+}
+
+/** Which rows are of one document: [B, 1, n, n]. */
+function sameDocument(documents: Tensor): Tensor {
+  return documents.unsqueeze(2).equal(documents.unsqueeze(1)).cast("float32").unsqueeze(1);
+}
+
+/** Rows of a document [B, 1]: [B, 1, n, 1]. */
+function equalTo(documents: Tensor, one: Tensor): Tensor {
+  return documents.equal(one).cast("float32").unsqueeze(1).unsqueeze(3);
+}
+
+/**
+ * With a normaliser the outputs are divided by what the same recurrence gives for values of 1: one value channel more.
+ * Wants q and k that are not negative.
+ */
+export function withNormaliser(inputs: GatedState, eps = 1e-6): GatedResult {
+  const ones = inputs.v.slice({ axis: 3, start: 0, end: 1 }).mul(0).add(1); // [B, H, T, 1]
+  const { out, state } = gatedState({ ...inputs, v: concat([inputs.v, ones], 3) });
+  const width = inputs.v.shape[3] as number;
+  const values = out.slice({ axis: 3, start: 0, end: width });
+  return { out: values.div(out.slice({ axis: 3, start: width }).add(eps)), state };
+}
+
+/** x / |x| over the last axis. */
+export function unitLength(x: Tensor): Tensor {
+  return x.div(x.square().sum(-1, { keep: true }).add(1e-6).sqrt());
+}
+
+/** A constant per head [1, H, 1, 1]. */
+export function perHead(values: readonly number[]): Tensor {
+  return constant(Float32Array.from(values), [1, values.length, 1, 1]);
+}
+
+/** x [B, T, d] W^T [H * n, d] as heads [B, H, T, n]. */
+export function projectHeads(x: Tensor, weight: Tensor, heads: number, bias?: Tensor): Tensor {
+  const [B, T]: readonly Dim[] = x.shape;
+  return x.linear(weight, bias).reshape([B, T, heads, -1]).transpose(0, 2, 1, 3);
+}
