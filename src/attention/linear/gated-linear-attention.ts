@@ -16,7 +16,7 @@ export const gatedLinearAttention = mechanism({
     gate: z.enum(["fixed", "scalar", "key", "value"]).default("key").describe("what decays at a rate of its own"),
     rank: z.int().min(1).default(16).describe("inner width of the gate's projection"),
     normalizer: z.number().positive().default(16).describe("divides the log-gate: slower forgetting"),
-    chunk: z.int().min(1).default(16).describe("rows of a chunk (C); channels are compared one by one within it"),
+    chunk: z.int().min(1).default(64).describe("rows of a chunk (C)"),
   }),
   weights({ width, heads, headDim }, { gate, rank }): Record<string, MechanismWeight> {
     if (gate === "fixed") return {};

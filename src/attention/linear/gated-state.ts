@@ -115,27 +115,85 @@ interface ChannelChunk extends Pick<GatedState, "q" | "k" | "v" | "state"> {
   readonly ends: Tensor | undefined;
 }
 
+/** Rows that are compared channel by channel (BC): the blocks of a chunk with decay per channel. */
+const BLOCK = 16;
+
 /**
- * Decay per channel: rows and keys are compared channel by channel, exp(c_i - c_j), since K exp(-c) would overflow. The
- * chunk is therefore short.
+ * Decay per channel. K exp(-c) would overflow, so a chunk goes in blocks of rows. A block's rows and the keys before it
+ * are both taken relative to its first row r, exp(c_i - c_r) and exp(c_r - c_j), neither above 1, and meet in a product
+ * of matrices; rows and keys of one block are compared channel by channel, exp(c_i - c_j).
  */
 function channelChunk({ q, k, v, gate, state, seen, carried, kept, ends }: ChannelChunk): GatedResult {
   const sums = gate.log.cumsum(2); // c [B, H, n, K or V]
   const total = sums.slice({ axis: 2, start: -1 }); // [B, H, 1, K or V]
-  const apart = sums.unsqueeze(3).sub(sums.unsqueeze(2)).minimum(0).exp(); // [B, H, n, n, K or V]
   const masked = (x: Tensor, mask: Tensor | undefined): Tensor => (mask ? x.mul(mask) : x);
   const until = total.sub(sums).exp();
+  const read = gate.side === "key" ? readByKey : readByValue;
+  const inner = blocks(q.shape[2]).map(([start, end]) => {
+    const rows = (x: Tensor): Tensor => x.slice({ axis: 2, start, end });
+    const mask = seen.slice({ axis: seen.rank - 2, start, end });
+    const keys = (from: number, to: number | undefined) => (x: Tensor) => x.slice({ axis: 2, start: from, end: to });
+    const part = (from: number, to: number | undefined, apart: Apart): Tensor => {
+      const of = keys(from, to);
+      const visible = mask.slice({ axis: mask.rank - 1, start: from, end: to });
+      return read({ q: rows(q), k: of(k), v: of(v), c: rows(sums), ck: of(sums), seen: visible }, apart);
+    };
+    const own = part(start, end, "close");
+    return start === 0 ? own : own.add(part(0, start, "far"));
+  });
+  const out = inner.length === 1 ? inner[0] : concat(inner, 2); // [B, H, n, V]
   if (gate.side === "key") {
-    const scores = q.unsqueeze(3).mul(k.unsqueeze(2)).mul(apart).sum(-1).mul(seen); // [B, H, n, n]
-    const out = masked(q.mul(sums.exp()), carried).matmul(state).add(scores.matmul(v));
     const old = masked(state.mul(total.exp().transpose()), ends);
-    return { out, state: old.add(masked(k.mul(until), kept).transpose().matmul(v)) };
+    return {
+      out: out.add(masked(q.mul(sums.exp()), carried).matmul(state)),
+      state: old.add(masked(k.mul(until), kept).transpose().matmul(v)),
+    };
   }
-  const scores = q.matmul(k.transpose()).mul(seen); // [B, H, n, n]
-  const inner = scores.unsqueeze(-1).mul(apart).mul(v.unsqueeze(2)).sum(3); // [B, H, n, V]
-  const out = masked(q.matmul(state).mul(sums.exp()), carried).add(inner);
   const old = masked(state.mul(total.exp()), ends);
-  return { out, state: old.add(masked(k, kept).transpose().matmul(v.mul(until))) };
+  return {
+    out: out.add(masked(q.matmul(state).mul(sums.exp()), carried)),
+    state: old.add(masked(k, kept).transpose().matmul(v.mul(until))),
+  };
+}
+
+/** Rows [start, end) of the blocks of a chunk; one block where their number is not known. */
+function blocks(n: Dim): [number, number | undefined][] {
+  if (typeof n !== "number") return [[0, undefined]];
+  return Array.from({ length: Math.ceil(n / BLOCK) }, (_, i) => [i * BLOCK, Math.min(n, (i + 1) * BLOCK)]);
+}
+
+/** Whether keys stand in the rows' own block, or all before it. */
+type Apart = "close" | "far";
+
+/** Rows of a block and some keys, with the sums of log-gates at both and who sees whom. */
+interface BlockRead {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  readonly c: Tensor;
+  readonly ck: Tensor;
+  readonly seen: Tensor;
+}
+
+function readByKey({ q, k, v, c, ck, seen }: BlockRead, apart: Apart): Tensor {
+  if (apart === "close") {
+    const decay = c.unsqueeze(3).sub(ck.unsqueeze(2)).minimum(0).exp(); // [B, H, rows, keys, K]
+    const scores = q.unsqueeze(3).mul(k.unsqueeze(2)).mul(decay).sum(-1);
+    return scores.mul(seen).matmul(v);
+  }
+  const at = c.slice({ axis: 2, start: 0, end: 1 });
+  const scores = q.mul(c.sub(at).exp()).matmul(k.mul(at.sub(ck).exp()).transpose());
+  return scores.mul(seen).matmul(v);
+}
+
+function readByValue({ q, k, v, c, ck, seen }: BlockRead, apart: Apart): Tensor {
+  const scores = q.matmul(k.transpose()).mul(seen); // [B, H, rows, keys]
+  if (apart === "close") {
+    const decay = c.unsqueeze(3).sub(ck.unsqueeze(2)).minimum(0).exp(); // [B, H, rows, keys, V]
+    return scores.unsqueeze(-1).mul(decay).mul(v.unsqueeze(2)).sum(3);
+  }
+  const at = c.slice({ axis: 2, start: 0, end: 1 });
+  return scores.matmul(v.mul(at.sub(ck).exp())).mul(c.sub(at).exp());
 }
 
 /** (I + L)^-1 of a strictly lower L [..., n, n], n at most `size`: L^n = 0, so it is the product of I + (-L)^(2^i). */
