@@ -16,6 +16,7 @@ const COMMANDS = [
   "score",
   "inspect",
   "attention",
+  "attribute",
   "convert",
   "export",
   "methods",

@@ -41,3 +41,14 @@ export function paint(color: Rgb, layer: 38 | 48, depth: ColorDepth): string {
 }
 
 export const RESET = "\x1b[0m";
+
+const FOR: Rgb = [40, 110, 210];
+const AGAINST: Rgb = [205, 60, 50];
+
+/** The colour of a score: mixed with the ground by its share of the largest. */
+export function scoreColor(score: number, largest: number, ground: Rgb): Rgb {
+  const share = largest > 0 ? Math.min(1, Math.abs(score) / largest) : 0;
+  const color = score >= 0 ? FOR : AGAINST;
+  const mix = (c: 0 | 1 | 2): number => Math.round(ground[c] + (color[c] - ground[c]) * share);
+  return [mix(0), mix(1), mix(2)];
+}

@@ -1,6 +1,7 @@
 import { FoveaError } from "../error.js";
 import { type Command, columns } from "./command.js";
 import { attention } from "./commands/attention.js";
+import { attributeCommand } from "./commands/attribute.js";
 import { bench } from "./commands/bench.js";
 import { convert } from "./commands/convert.js";
 import { exportCommand } from "./commands/export.js";
@@ -21,6 +22,7 @@ export const COMMANDS: readonly Command[] = [
   score,
   inspect,
   attention,
+  attributeCommand,
   convert,
   exportCommand,
   methods,
