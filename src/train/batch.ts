@@ -14,6 +14,8 @@ export interface Batch {
   readonly documents?: Int32Array;
   /** Position of each token [B * T]. Default: 0 ... T - 1 in every row. */
   readonly positions?: Int32Array;
+  /** What a loss of one's own reads beside these, by name: a teacher's log-probabilities, say. */
+  readonly extras?: Readonly<Record<string, { readonly data: Float32Array; readonly dims: readonly number[] }>>;
 }
 
 /** Where batches come from. */

@@ -127,7 +127,7 @@ export class BatchBuilder {
   readonly #positions: PackingOptions["positions"];
   readonly #filled: number[];
   readonly #counts: number[];
-  readonly #batch: Required<Batch>;
+  readonly #batch: Required<Omit<Batch, "extras">>;
 
   constructor(rows: number, length: number, random: Random, positions?: PackingOptions["positions"]) {
     this.#rows = rows;

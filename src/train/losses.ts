@@ -1,4 +1,4 @@
-import { crossEntropy, type Tensor } from "../graph/index.js";
+import { crossEntropy, type Dim, type Tensor } from "../graph/index.js";
 
 /** What a loss may read: float32 [], made of the model's graph and of what a batch brings. */
 export interface LossInputs {
@@ -10,6 +10,8 @@ export interface LossInputs {
   readonly weights: Tensor;
   /** Inner tensors of the model by name, e.g. "pattern.3" [B, Hq, T, T]. Throws not-found. */
   tap(name: string): Tensor;
+  /** A float32 tensor that every batch brings under this name in `extras`; dimensions may be "B", "T", "B*T" or others. */
+  extra(name: string, shape: readonly Dim[]): Tensor;
 }
 
 /** A loss: one number. With accumulation each micro-batch counts by its share of the weights. */

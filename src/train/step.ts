@@ -88,6 +88,7 @@ export class TrainingStep {
         if (!found) throw new FoveaError("not-found", `a loss asks for ${name}, which the model does not have`);
         return found;
       },
+      extra: (name, shape) => input(`extra ${name}`, shape),
     });
     const reached = parametersOf([loss]);
     const parameters = trained.map((name) => {
@@ -264,6 +265,7 @@ export class TrainingStep {
       ...batchFeeds(config, batch),
       targets: { data: BigInt64Array.from(targets, BigInt), dims: [n] },
       weights: { data: weights, dims: [n] },
+      ...Object.fromEntries(Object.entries(batch.extras ?? {}).map(([name, value]) => [`extra ${name}`, value])),
       ...Object.fromEntries(this.#now),
       ...more,
     };

@@ -8,6 +8,7 @@ import { load } from "../load.js";
 import { openCheckpoint } from "../models/index.js";
 import type { Batch, DataSource } from "./batch.js";
 import { checkpoints } from "./checkpoint.js";
+import { attentionDistillationLoss, klLoss } from "./losses.js";
 import { readMetrics } from "./metrics.js";
 import { adamW, sgd } from "./optimizer.js";
 import { constantSchedule, cosineSchedule, wsdSchedule } from "./schedule.js";
@@ -257,6 +258,48 @@ describe("train", () => {
     expect(toFloats(trained.weights.get("embed"))).toEqual(toFloats(checkpoint.weights.get("embed")));
     expect(toFloats(trained.weights.get("layers.0.o"))).not.toEqual(toFloats(checkpoint.weights.get("layers.0.o")));
     expect(() => fineTune(checkpoint, { tensors: ["layers.*.router"] })).toThrow(/no weight "layers/);
+  });
+
+  it("learns from a teacher: KL of the vocabulary and of a layer's attention", async () => {
+    const model = small();
+    const source = counting({ rows: 2, length: 8 });
+    const V = model.config.vocab;
+    // the teacher is sure of token 7, and reads the first token only
+    const sure = Float32Array.from({ length: 16 * V }, (_, i) => Math.log(i % V === 7 ? 0.9 : 0.1 / (V - 1)));
+    const first = Float32Array.from({ length: 2 * 2 * 64 }, (_, i) => (i % 8 === 0 ? 1 : 0));
+    const data: DataSource = {
+      ...source,
+      batch: (s) => ({
+        ...(source.batch(s) as Batch),
+        extras: { teacher: { data: sure, dims: [16, V] }, pattern: { data: first, dims: [2, 2, 8, 8] } },
+      }),
+    };
+    const trained = await train({
+      model,
+      data,
+      steps: 60,
+      optimizer: adamW({ rate: 1e-2 }),
+      logEvery: 1,
+      loss: ({ logits, weights, tap, extra }) =>
+        klLoss(extra("teacher", logits.shape), logits, weights).add(
+          attentionDistillationLoss(
+            extra("pattern", tap("pattern.0").shape),
+            tap("pattern.0"),
+            weights.reshape(["B", "T"]),
+          ),
+        ),
+    });
+    const losses = trained.metrics.map((m) => m.loss as number);
+    expect(losses[0]).toBeGreaterThan(3);
+    expect(losses.at(-1)).toBeLessThan(0.3);
+    await expect(
+      train({
+        model,
+        data: source,
+        steps: 1,
+        loss: ({ logits, weights, extra }) => klLoss(extra("teacher", logits.shape), logits, weights),
+      }),
+    ).rejects.toThrow(/extra teacher/);
   });
 
   it("says in words what does not fit", async () => {
