@@ -22,6 +22,7 @@ const EXPECTED: Readonly<Record<string, readonly (string | RegExp)[]>> = {
   "own-method.ts": [/^full: blue$/m, /^recent\(window=64\): blue$/m, /^recent\(window=4\):(?! blue)/m],
   "own-mechanism.ts": [/^softmax: blue$/m, /^squared-relu:/m],
   "score.ts": [/^sum -\d+\.\d{3}$/m, /^ green: -0\.\d+$/m, /^ blue: -\d\d/m],
+  "train.ts": [/^loss [56]\.\d\d -> 0\.[0-4]\d$/m, "Logbook of Saint Brannoc Harbour, kept by the harbour office"],
   "graph.ts": [/\[ 2, 3, 3 \] \[ '0\.333', '0\.333', '0\.333' \]/, /\[ 2, 3, 4 \] 3/, "attention.onnx"],
 };
 
