@@ -17,6 +17,16 @@ export {
 export { knockOut } from "./heads/knock-out.js";
 export type { HeadSearch, HeadSearchResult, MeasuredHead } from "./heads/search.js";
 export { allHeads, searchHeads, toHeadList } from "./heads/search.js";
+export type { GatedResult, GatedState } from "./linear/index.js";
+export {
+  deltaRule,
+  gatedDeltaRule,
+  gatedLinearAttention,
+  gatedState,
+  linearAttention,
+  softmaxAttention,
+  withNormaliser,
+} from "./linear/index.js";
 export type {
   Card,
   CardFields,
@@ -30,16 +40,6 @@ export type {
   Trial,
 } from "./method.js";
 export { cardOf, method } from "./method.js";
-export type { GatedResult, GatedState } from "./linear/index.js";
-export {
-  deltaRule,
-  gatedDeltaRule,
-  gatedLinearAttention,
-  gatedState,
-  linearAttention,
-  softmaxAttention,
-  withNormaliser,
-} from "./linear/index.js";
 export type { AttentionRows, AttentionRowsOptions } from "./observers/attention-rows.js";
 export { attentionRows } from "./observers/attention-rows.js";
 export type { TrackedPrompt, TrackerHead } from "./observers/attention-tracker.js";

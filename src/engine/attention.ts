@@ -7,9 +7,10 @@ import type { FusedAttention } from "./fused-attention.js";
 import type { KeyView, LogBias, ModelShape, Part, Partial, Phase, RotaryPlan, Rows } from "./hooks.js";
 import { isPartial } from "./hooks.js";
 import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, type QueryRows } from "./key-source.js";
-import type { MechanismRunner } from "./mechanism.js";
+import type { MechanismRunner, ModelMechanism } from "./mechanism.js";
 import { cacheView, PagedKeys } from "./paged-keys.js";
 import { RotaryTable, rotate } from "./rotary.js";
+import type { CarriedState } from "./sequence.js";
 import {
   type AttentionFields,
   BoundAttentionStep,
@@ -26,6 +27,8 @@ export interface AttentionSequence {
   readonly states: unknown[];
   /** Rotary tables per layer, chosen when the sequence began. */
   readonly tables?: readonly (RotaryTable | null)[];
+  readonly rotaryLength: number;
+  carried: (CarriedState | undefined)[];
 }
 
 /** Rows on their way through a layer: unrotated projections and absolute positions. q is rotated in place. */
@@ -39,6 +42,8 @@ export interface LayerRows {
   readonly q: Float32Array; // [T, Hq, D]
   readonly k: Float32Array; // [T, Hkv, D]
   readonly v: Float32Array; // [T, Hkv, Dv]
+  /** The block's normed input, where the model has a mechanism of its own. */
+  readonly x?: Float32Array; // [T, d]
 }
 
 /** From this many rows on, an extension reads the cache out and runs as a graph; below, kernels run on the pages. */
@@ -55,6 +60,8 @@ export class AttentionRunner {
   readonly #blocks: BlockAttention;
   readonly #fused: FusedAttention;
   readonly #mechanisms: MechanismRunner;
+  /** What the model has in softmax attention's place. */
+  readonly #own: ModelMechanism | undefined;
   readonly #model: ModelShape;
   readonly #scratch = new Scratch();
   /** Tables of plans that methods bring, kept as long as the plan is. */
@@ -66,7 +73,9 @@ export class AttentionRunner {
     blocks: BlockAttention,
     fused: FusedAttention,
     mechanisms: MechanismRunner,
+    own?: ModelMechanism,
   ) {
+    this.#own = own;
     this.#model = model;
     this.#shapes = shapes;
     this.#blocks = blocks;
@@ -76,7 +85,7 @@ export class AttentionRunner {
 
   /** True when a decode step of this layer needs no hook: then `decodePlain` does all of it without a promise. */
   plain(layer: number, sequence: AttentionSequence): boolean {
-    return !sequence.composed.layer(layer).attention;
+    return !this.#own && !sequence.composed.layer(layer).attention;
   }
 
   /** One row of one sequence, no hooks: rotate, append, attend. */
@@ -118,6 +127,14 @@ export class AttentionRunner {
     for (const { index, hooks: h } of hooks.activations)
       h.activations?.(boundStep(base, { q, k, v }, sequence.states, index));
 
+    const own = this.#own;
+    const x = input.x ?? NO_QUERIES;
+    if (own?.bound.state) {
+      await own.advance(layer, sequence, { rows, positions, q, k, v, x }, out);
+      for (const { index, hooks: h } of hooks.heads) h.heads?.(boundStep(base, { heads: out }, sequence.states, index));
+      return;
+    }
+
     // positions
     const unrotated = hooks.select.length > 0 ? q.slice() : q;
     const table = sequence.tables?.[layer];
@@ -136,7 +153,7 @@ export class AttentionRunner {
     }
     const tableUsed = custom && plan ? this.#customTable(plan) : (table ?? undefined);
     const turn = (x: Float32Array, heads: number, at: ArrayLike<number>) => {
-      if (!plan) return;
+      if (!plan || own?.bound.rotary === false) return;
       rotate(x, heads, shape.keyDim, at, plan, tableUsed);
     };
     turn(q, shape.heads, queryAt);
@@ -166,7 +183,8 @@ export class AttentionRunner {
     const mechanism = hooks.mechanism?.hooks.mechanism;
     if (from >= rows) {
       // nobody asks for this layer's outputs
-    } else if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, q, positions, from, out);
+    } else if (own) await own.attend(layer, shape, source.view, { q, x, positions, from }, out);
+    else if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, { q, positions, from }, out);
     else if (prompt && from === 0 && !hooks.reads) await this.#fused.run(shape, q, k, v, rows, out);
     else
       await this.#blocksOf(

@@ -96,6 +96,7 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
           `attention, so that ${reading[0].name} has no attention rows to act on`,
         { hint: "give one of them `layers` that leave this layer out" },
       );
+    checkOwnMechanism(model, [...reading, ...at("mechanism"), ...inLayer("position", layer)], retain);
     const reads = reading.length > 0;
     return {
       ...{ position, mechanism, activations, retain, select, bias, scores, pattern, observe, heads, reads },
@@ -116,6 +117,17 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
     beyondContext: all.some(({ hooks }) => hooks.beyondContext && !hooks.layers),
     layer: (layer) => layers[layer],
   };
+}
+
+/** A model with a mechanism of its own has no attention rows; one with a state has no cached keys either. */
+function checkOwnMechanism({ mechanism }: ModelShape, ofRows: readonly MethodHooks[], ofCache: readonly MethodHooks[]) {
+  const refused = mechanism && (ofRows[0] ?? (mechanism.state ? ofCache[0] : undefined));
+  if (!refused) return;
+  throw new FoveaError(
+    "unsupported",
+    `${refused.name} acts on ${ofRows[0] ? "softmax attention" : "cached keys"}, and this model has ${mechanism.name} in its place`,
+    { hint: "methods on heads, the residual stream, MLPs and logits act in this model too" },
+  );
 }
 
 const NOTHING: LayerHooks = {

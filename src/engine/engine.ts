@@ -1,6 +1,6 @@
 import { checkAbort, FoveaError } from "../error.js";
 import type { CompileOptions } from "../graph/index.js";
-import { buildModel, type Checkpoint, type ModelConfig, rotaryTable } from "../models/index.js";
+import { boundMechanism, buildModel, type Checkpoint, type ModelConfig, rotaryTable } from "../models/index.js";
 import type { LoadOptions, Progress } from "./api.js";
 import { AttentionRunner, type LayerRows } from "./attention.js";
 import { type AttentionShape, BlockAttention } from "./block-attention.js";
@@ -9,7 +9,7 @@ import { type Composed, compose, type MethodHooks } from "./compose.js";
 import { Embedding } from "./embedding.js";
 import { FusedAttention } from "./fused-attention.js";
 import type { AttachedMethod, ModelShape, Phase, RotaryPlan, TapStep } from "./hooks.js";
-import { MechanismRunner } from "./mechanism.js";
+import { MechanismRunner, ModelMechanism } from "./mechanism.js";
 import { RotaryTable } from "./rotary.js";
 import { Segments, type Stop } from "./segments.js";
 import { Sequence } from "./sequence.js";
@@ -54,6 +54,8 @@ export class Engine {
   readonly #blocks: BlockAttention;
   readonly #fused: FusedAttention;
   readonly #mechanisms: MechanismRunner;
+  /** What the model has in softmax attention's place. */
+  readonly #own: ModelMechanism | undefined;
   readonly #embedding: Embedding;
   readonly #turns = new Turns();
   readonly #tables = new Map<string, readonly (RotaryTable | null)[]>();
@@ -63,6 +65,7 @@ export class Engine {
         q: Float32Array;
         k: Float32Array;
         v: Float32Array;
+        input: Float32Array;
         heads: Float32Array;
         x: [Float32Array, Float32Array];
       }
@@ -91,7 +94,15 @@ export class Engine {
     this.#blocks = new BlockAttention(compileOptions);
     this.#fused = new FusedAttention(compileOptions);
     this.#mechanisms = new MechanismRunner(compileOptions);
-    this.#attention = new AttentionRunner(this.shape, fields.shapes, this.#blocks, this.#fused, this.#mechanisms);
+    this.#own = ModelMechanism.of(config, compileOptions);
+    this.#attention = new AttentionRunner(
+      this.shape,
+      fields.shapes,
+      this.#blocks,
+      this.#fused,
+      this.#mechanisms,
+      this.#own,
+    );
     this.cacheBytesPerToken = bytesPerToken(config, fields.pool.type);
   }
 
@@ -112,6 +123,9 @@ export class Engine {
       maxPositions: config.maxPositions,
       hash: checkpoint.hash,
       rotary: config.rotary !== null,
+      ...(config.mechanism && {
+        mechanism: { name: config.mechanism.name, state: boundMechanism(config)?.state !== undefined },
+      }),
     };
     const shapes = Array.from(
       { length: config.layers },
@@ -214,10 +228,10 @@ export class Engine {
   /** How many of n sequences certainly have room for one more token, and the error for the rest. */
   fitting(n: number): { fits: number; error: FoveaError } {
     const { layers, kvHeads, headDim } = this.config;
-    const step = layers * kvHeads * (16 * headDim * 8 + 256);
+    const step = this.#own?.bound.state ? 0 : layers * kvHeads * (16 * headDim * 8 + 256);
     const free = this.pool.limitBytes - this.pool.bytesUsed;
     return {
-      fits: Math.min(n, Math.floor(free / step)),
+      fits: step === 0 ? n : Math.min(n, Math.floor(free / step)),
       error: new FoveaError(
         "out-of-memory",
         `the cache is full: ${megabytes(this.pool.bytesUsed)} of ${megabytes(this.pool.limitBytes)} are in use and a token may need ${megabytes(step)}`,
@@ -262,6 +276,7 @@ export class Engine {
       await this.#blocks.release();
       await this.#fused.release();
       await this.#mechanisms.release();
+      await this.#own?.release();
     });
     this.pool.close();
   }
@@ -352,6 +367,7 @@ export class Engine {
     const q = new Float32Array(rows * heads * headDim);
     const k = new Float32Array(rows * kvHeads * headDim);
     const v = new Float32Array(rows * kvHeads * headDim);
+    const normed = new Float32Array(this.#own ? rows * width : 0);
     const out = new Float32Array(rows * heads * headDim);
     const wide = heads * headDim;
     const narrow = kvHeads * headDim;
@@ -373,6 +389,7 @@ export class Engine {
               q: q.subarray(first * wide, to * wide),
               k: k.subarray(first * narrow, to * narrow),
               v: v.subarray(first * narrow, to * narrow),
+              ...(this.#own && { attn_in: normed.subarray(first * width, to * width) }),
             },
             (stop, data) => edit(hooksOf(composed, stop), TAP_HOOKS[stop.tap], stop.layer, data, first, count),
           ),
@@ -385,7 +402,7 @@ export class Engine {
       const all =
         !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
       const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : rows - 1;
-      const input: LayerRows = { phase, rows, positions, firstRow: offset, totalRows: total, q, k, v };
+      const input: LayerRows = { phase, rows, positions, firstRow: offset, totalRows: total, q, k, v, x: normed };
       await this.#turns.take(() => this.#attention.run(layer, sequence, input, out, from));
       options.onProgress?.({ stage: "prompt", done: Math.round(offset + (rows * (layer + 1)) / layers), total });
     }
@@ -465,6 +482,7 @@ export class Engine {
         q: new Float32Array(rows * wide),
         k: new Float32Array(rows * narrow),
         v: new Float32Array(rows * narrow),
+        input: new Float32Array(this.#own ? rows * width : 0),
         heads: new Float32Array(rows * wide),
         x: [new Float32Array(rows * width), new Float32Array(rows * width)],
       };
@@ -493,7 +511,7 @@ export class Engine {
         this.#stops(layer, composed),
         rows,
         { residual: x, heads: buffers.heads },
-        { residual: next, q, k, v },
+        { residual: next, q, k, v, ...(this.#own && { attn_in: buffers.input }) },
         onStop,
       );
       if (layer > 0) [x, next] = [next, x];
@@ -507,7 +525,10 @@ export class Engine {
           await this.#attention.run(
             layer,
             sequence,
-            { phase, rows: 1, positions: positions[i], q: part(q, wide), k: part(k, narrow), v: part(v, narrow) },
+            {
+              ...{ phase, rows: 1, positions: positions[i], x: part(buffers.input, width) },
+              ...{ q: part(q, wide), k: part(k, narrow), v: part(v, narrow) },
+            },
             out,
           );
       }
@@ -695,9 +716,13 @@ function estimateWeightBytes(config: ModelConfig, precision: "float32" | "int8" 
   return Math.ceil(per * (layers * layer + 2 * vocab * width));
 }
 
-/** Bytes of cache that one token takes in all layers, page bounds and page tables included. */
+/**
+ * Bytes of cache that one token takes in all layers, page bounds and page tables included; none where a mechanism carries
+ * a state of fixed size instead.
+ */
 export function bytesPerToken(config: ModelConfig, type: "float32" | "int8"): number {
   const { layers, kvHeads, headDim } = config;
+  if (boundMechanism(config)?.state) return 0;
   const perHead = type === "float32" ? 8 * headDim : headDim * (1 + 4 / 16) + headDim + 4;
   return layers * kvHeads * (perHead + 12 / 16);
 }

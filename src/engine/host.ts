@@ -340,7 +340,7 @@ export class Host {
 
   #describe(reading: number): ReadingInfo {
     const { sequence } = this.#reading(reading);
-    return { reading, ids: [...sequence.ids], bytes: sequence.cache.bytes };
+    return { reading, ids: [...sequence.ids], bytes: sequence.bytes };
   }
 
   /** A new sequence, or a fork of a reading, and the ids that it goes on with after the methods' context hooks. */
@@ -440,7 +440,7 @@ export class Host {
       ids,
       text: out.text,
       finish,
-      cache_bytes: sequence.cache.bytes,
+      cache_bytes: sequence.bytes,
       timings: {
         prompt_tokens: prompt.length,
         prompt_ms: promptMs,

@@ -1,12 +1,13 @@
 import { type CompileOptions, compile, type GraphCut, type Segment } from "../graph/index.js";
 
-/** Weight-free graphs compiled on first use, one per key. A compilation that fails is tried again next time. */
+/** Small graphs compiled on first use, one per key. A compilation that fails is tried again next time. */
 export class SegmentCache {
   readonly #options: CompileOptions;
   readonly #segments = new Map<string, Promise<Segment>>();
 
-  constructor(options: CompileOptions) {
-    this.#options = { ...options, precision: "float32", weights: undefined };
+  /** `own`: the weights of graphs that have some. Default none. */
+  constructor(options: CompileOptions, own: Pick<CompileOptions, "weights" | "precision"> = {}) {
+    this.#options = { ...options, precision: own.precision ?? "float32", weights: own.weights };
   }
 
   get(key: string, build: () => GraphCut): Promise<Segment> {

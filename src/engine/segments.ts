@@ -72,7 +72,8 @@ export class Segments {
     if (last) targets.set("logits", this.#graph.logits);
     else {
       if (index > 0) targets.set(`residual.${index}`, this.#tap(`residual.${index}`));
-      for (const name of ["q", "k", "v"]) targets.set(name, this.#tap(`${name}.${index}`));
+      const read = this.#config.mechanism ? ["q", "k", "v", "attn_in"] : ["q", "k", "v"];
+      for (const name of read) targets.set(name, this.#tap(`${name}.${index}`));
     }
     const links: Link[] = [];
     for (const stop of stops) {
@@ -119,7 +120,7 @@ export class Segments {
 }
 
 /** Tensors reached backwards from `outputs`, the walk stopping at `cut` (which are included where reached). */
-function reached(outputs: readonly Tensor[], cut: ReadonlySet<Tensor>): Set<Tensor> {
+export function reached(outputs: readonly Tensor[], cut: ReadonlySet<Tensor>): Set<Tensor> {
   const seen = new Set<Tensor>();
   const stack = [...outputs];
   for (let t = stack.pop(); t; t = stack.pop()) {

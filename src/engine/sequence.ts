@@ -16,6 +16,8 @@ export class Sequence {
   rotaryLength = 0;
   /** Logits of the last decode step, [V]. */
   logits: Float32Array | undefined;
+  /** Per layer what the model's mechanism carries from row to row. Every step makes new arrays: old ones stay as they are. */
+  carried: (CarriedState | undefined)[] = [];
   #closed = false;
 
   constructor(cache: Cache, composed: Composed, model: ModelShape, from?: { ids: number[]; states: unknown[] }) {
@@ -27,6 +29,12 @@ export class Sequence {
 
   get length(): number {
     return this.ids.length;
+  }
+
+  /** Bytes of what is kept of the tokens: cached pages, and a mechanism's states. */
+  get bytes(): number {
+    const states = this.carried.flatMap((state) => Object.values(state ?? {}));
+    return this.cache.bytes + states.reduce((sum, data) => sum + data.byteLength, 0);
   }
 
   get closed(): boolean {
@@ -41,6 +49,7 @@ export class Sequence {
     });
     copy.tables = this.tables;
     copy.rotaryLength = this.rotaryLength;
+    copy.carried = [...this.carried];
     return copy;
   }
 
@@ -50,6 +59,7 @@ export class Sequence {
       ids: this.ids.length,
       cache: this.cache.snapshot(),
       states: this.states.map((s) => structuredClone(s)),
+      carried: [...this.carried],
     };
   }
 
@@ -58,6 +68,7 @@ export class Sequence {
     this.ids.length = mark.ids;
     this.cache.rollback(mark.cache);
     this.states.splice(0, this.states.length, ...mark.states);
+    this.carried = [...mark.carried];
   }
 
   /** Lets a mark go that will not be rolled back to. */
@@ -73,10 +84,14 @@ export class Sequence {
   }
 }
 
+/** What a mechanism carries from row to row in one layer, by name. */
+export type CarriedState = Readonly<Record<string, Float32Array>>;
+
 export interface Mark {
   readonly ids: number;
   readonly cache: ReturnType<Cache["snapshot"]>;
   readonly states: unknown[];
+  readonly carried: readonly (CarriedState | undefined)[];
 }
 
 /** What a saved reading belongs to; opening compares every field. */
@@ -98,7 +113,8 @@ export function encodeSequence(
   logits: Float32Array | null,
   fingerprint: Fingerprint,
 ): Uint8Array[] {
-  const states = encodeState({ states: sequence.states, rotaryLength: sequence.rotaryLength, logits });
+  const { carried, rotaryLength } = sequence;
+  const states = encodeState({ states: sequence.states, rotaryLength, logits, carried });
   const cache = sequence.cache.serialize();
   const buffers = [...states.buffers, ...cache];
   const header = new TextEncoder().encode(
@@ -173,10 +189,12 @@ export function decodeSequence(
     states: unknown[];
     rotaryLength: number;
     logits: Float32Array | null;
+    carried?: (CarriedState | undefined)[];
   };
   const cache = Cache.deserialize(pool, cacheBuffers);
   const sequence = new Sequence(cache, composed, model, { ids: header.ids, states: saved.states });
   sequence.rotaryLength = saved.rotaryLength;
+  sequence.carried = saved.carried ?? [];
   return { sequence, logits: saved.logits };
 }
 

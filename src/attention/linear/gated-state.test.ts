@@ -305,7 +305,7 @@ describe("limits", () => {
     feeds.k = { data: Float32Array.from({ length: 16 }, (_, i) => (i % 5 === 0 ? 1 : 0)), dims: [1, 1, 4, 4] };
     feeds.state = { data: new Float32Array(8), dims: [1, 1, 4, 2] };
     const { beta, ...rest } = feeds;
-    const v = { ...feeds.v, data: feeds.v.data.map((x, i) => Number(x) * Number(beta.data[i >> 1])) as Float32Array };
+    const v = { ...feeds.v, data: (feeds.v.data as Float32Array).map((x, i) => x * Number(beta.data[i >> 1])) };
     near((await evaluate("delta", sizes, 3, feeds)).out, (await evaluate("linear", sizes, 3, { ...rest, v })).out);
   });
 
