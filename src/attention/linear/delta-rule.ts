@@ -1,8 +1,9 @@
 import { z } from "zod";
-import { mechanism } from "../../models/index.js";
-import { gatedState, projectHeads, unitLength } from "./gated-state.js";
+import { type MechanismInputs, type MechanismWeight, mechanism } from "../../models/index.js";
+import { type GatedState, gatedState, projectHeads, unitLength } from "./gated-state.js";
+import { convolved, type PartOptions, partParameters, partState, partWeights, readOut } from "./parts.js";
 
-const parameters = z.object({ chunk: z.int().min(1).default(32).describe("rows of a chunk (C)") });
+const chunk = z.int().min(1).default(32).describe("rows of a chunk (C)");
 
 /**
  * The delta rule (Parallelizing Linear Transformers with the Delta Rule, NeurIPS 2024): what the state says of a key is
@@ -12,25 +13,13 @@ export const deltaRule = mechanism({
   name: "delta-rule",
   does: "A state that is corrected instead of added to.",
   rotary: false,
-  rows: 32,
-  parameters,
-  weights: ({ width, heads }) => ({ beta: { shape: [heads, width] } }),
-  state: ({ heads, headDim }) => ({ S: [heads, headDim, headDim] }),
-  forward({ q, k, v, x, state, documents, weights, longest }, { chunk }) {
-    const beta = projectHeads(x, weights.beta, q.shape[1] as number).sigmoid(); // [B, H, T, 1]
-    const inputs = {
-      q: unitLength(q.silu()),
-      k: unitLength(k.silu()),
-      v,
-      beta,
-      state: state.S,
-      documents,
-      chunk,
-      longest,
-    };
-    const { out, state: S } = gatedState(inputs);
-    return { out, state: { S } };
-  },
+  parameters: z.object({ chunk, ...partParameters({ convolution: 4, output: "norm" }) }),
+  weights: (shape, parts): Record<string, MechanismWeight> => ({
+    beta: { shape: [shape.heads, shape.width] },
+    ...partWeights(shape, parts),
+  }),
+  state: (shape, parts) => ({ S: [shape.heads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
+  forward: (inputs, parameters) => corrected(inputs, parameters),
 });
 
 /** Gated delta rule (Gated Delta Networks, ICLR 2025): the state decays by exp(-exp(A) softplus(W x + b)) first. */
@@ -38,33 +27,37 @@ export const gatedDeltaRule = mechanism({
   name: "gated-delta-rule",
   does: "The delta rule on a state that decays.",
   rotary: false,
-  rows: 32,
-  parameters,
-  weights: ({ width, heads }) => ({
-    beta: { shape: [heads, width] },
-    decay: { shape: [heads, width] },
-    decay_bias: { shape: [heads], first: -4 },
-    decay_log: { shape: [heads], first: 0 },
+  parameters: z.object({ chunk, ...partParameters({ convolution: 4, output: "gated" }) }),
+  weights: (shape, parts): Record<string, MechanismWeight> => ({
+    beta: { shape: [shape.heads, shape.width] },
+    decay: { shape: [shape.heads, shape.width] },
+    decay_bias: { shape: [shape.heads], first: -4 },
+    decay_log: { shape: [shape.heads], first: 0 },
+    ...partWeights(shape, parts),
   }),
-  state: ({ heads, headDim }) => ({ S: [heads, headDim, headDim] }),
-  forward({ q, k, v, x, state, documents, weights, longest }, { chunk }) {
+  state: (shape, parts) => ({ S: [shape.heads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
+  forward(inputs, parameters) {
+    const { x, weights, q } = inputs;
     const heads = q.shape[1] as number;
-    const beta = projectHeads(x, weights.beta, heads).sigmoid();
     const speed = weights.decay_log.exp().neg().reshape([1, heads, 1, 1]);
     const log = projectHeads(x, weights.decay, heads, weights.decay_bias).softplus().mul(speed);
-    const gate = { log, side: "scalar" } as const;
-    const inputs = {
-      q: unitLength(q.silu()),
-      k: unitLength(k.silu()),
-      v,
-      beta,
-      gate,
-      state: state.S,
-      documents,
-      chunk,
-      longest,
-    };
-    const { out, state: S } = gatedState(inputs);
-    return { out, state: { S } };
+    return corrected(inputs, parameters, { log, side: "scalar" });
   },
 });
+
+function corrected(inputs: MechanismInputs, options: PartOptions & { chunk: number }, gate?: GatedState["gate"]) {
+  const { x, weights, state, documents, longest } = inputs;
+  const { q, k, v, tails } = convolved(inputs, options);
+  const result = gatedState({
+    q: unitLength(options.convolution > 0 ? q : q.silu()),
+    k: unitLength(options.convolution > 0 ? k : k.silu()),
+    v,
+    beta: projectHeads(x, weights.beta, q.shape[1] as number).sigmoid(), // [B, H, T, 1]
+    ...(gate && { gate }),
+    state: state.S,
+    documents,
+    chunk: options.chunk,
+    longest,
+  });
+  return { out: readOut(result.out, inputs, options), state: { S: result.state, ...tails } };
+}

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { type MechanismWeight, mechanism } from "../../models/index.js";
 import { gatedState, perHead, projectHeads } from "./gated-state.js";
+import { convolved, partParameters, partState, partWeights, readOut } from "./parts.js";
 
 /**
  * Gated linear attention: the state decays. `fixed`: one rate per head, 1 - 2^(-5 - h) (RetNet, arXiv:2307.08621);
@@ -17,18 +18,24 @@ export const gatedLinearAttention = mechanism({
     rank: z.int().min(1).default(16).describe("inner width of the gate's projection"),
     normalizer: z.number().positive().default(16).describe("divides the log-gate: slower forgetting"),
     chunk: z.int().min(1).default(64).describe("rows of a chunk (C)"),
+    ...partParameters({ convolution: 0, output: "gated" }),
   }),
-  weights({ width, heads, headDim }, { gate, rank }): Record<string, MechanismWeight> {
-    if (gate === "fixed") return {};
+  weights(shape, { gate, rank, ...parts }): Record<string, MechanismWeight> {
+    const { width, heads, headDim } = shape;
+    if (gate === "fixed") return partWeights(shape, parts);
     const gates = gate === "scalar" ? heads : heads * headDim;
     return {
       gate_down: { shape: [rank, width] },
       gate_up: { shape: [gates, rank] },
       gate_bias: { shape: [gates], first: 0 },
+      ...partWeights(shape, parts),
     };
   },
-  state: ({ heads, headDim }) => ({ S: [heads, headDim, headDim] }),
-  forward({ q, k, v, x, state, documents, weights, scale, longest }, { gate, normalizer, chunk }) {
+  state: (shape, parts) => ({ S: [shape.heads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
+  forward(inputs, parameters) {
+    const { x, state, documents, weights, scale, longest } = inputs;
+    const { gate, normalizer, chunk } = parameters;
+    const { q, k, v, tails } = convolved(inputs, parameters);
     const heads = q.shape[1] as number;
     const logits = () => projectHeads(x.linear(weights.gate_down), weights.gate_up, heads, weights.gate_bias);
     const log =
@@ -49,6 +56,6 @@ export const gatedLinearAttention = mechanism({
       chunk,
       longest,
     });
-    return { out: result.out, state: { S: result.state } };
+    return { out: readOut(result.out, inputs, parameters), state: { S: result.state, ...tails } };
   },
 });
