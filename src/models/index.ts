@@ -8,6 +8,7 @@ export {
   positionFeeds,
   type SequenceBatch,
 } from "./block.js";
+export { type ByteLevelVocabulary, byteLevelTokenizer } from "./byte-level.js";
 export { type ChatMessage, type ChatTemplate, chatTemplateOf, createChatTemplate, templateTokens } from "./chat.js";
 export {
   type Activation,

@@ -1,3 +1,4 @@
+import { byteLevelTokenizer } from "./byte-level.js";
 import { createTokenizer, type Tokenizer } from "./tokenizer.js";
 import { BYTE_CHARACTERS } from "./tokenizer-align.js";
 
@@ -37,38 +38,14 @@ export function tinyTokenizer(vocab = 384): Tokenizer {
     add(best.join(""));
     size = Object.keys(vocabulary).length;
   }
-  const added = SPECIAL.map((content, id) => ({
-    id,
-    content,
-    single_word: false,
-    lstrip: false,
-    rstrip: false,
-    normalized: false,
-    special: true,
-  }));
   return createTokenizer(
-    {
-      version: "1.0",
-      truncation: null,
-      padding: null,
-      added_tokens: added,
-      normalizer: null,
-      pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
-      post_processor: null,
-      decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
-      model: {
-        type: "BPE",
-        dropout: null,
-        unk_token: null,
-        continuing_subword_prefix: null,
-        end_of_word_suffix: null,
-        fuse_unk: false,
-        byte_fallback: false,
-        ignore_merges: false,
-        vocab: vocabulary,
-        merges,
-      },
-    },
+    byteLevelTokenizer({
+      pieces: Object.keys(vocabulary),
+      merges,
+      special: SPECIAL,
+      begin: null,
+      digits: "together",
+    }),
     {
       tokenizer_class: "GPT2Tokenizer",
       bos_token: SPECIAL[0],

@@ -1,5 +1,5 @@
 import { FoveaError } from "../error.js";
-import { BYTE_CHARACTERS, createTokenizer, type Tokenizer } from "../models/index.js";
+import { BYTE_CHARACTERS, byteLevelTokenizer, createTokenizer, type Tokenizer } from "../models/index.js";
 
 /** Options of `trainTokenizer`. */
 export interface TokenizerOptions {
@@ -58,7 +58,7 @@ export function trainTokenizerFiles(texts: Iterable<string>, options: TokenizerO
       hint: "give more text, a smaller vocabulary or a smaller minFrequency",
     });
   return {
-    tokenizer: tokenizerJson(pieces, merges, special, begin, digits),
+    tokenizer: byteLevelTokenizer({ pieces, merges, special, begin, digits }),
     config: {
       tokenizer_class: "PreTrainedTokenizerFast",
       ...(begin !== null && { bos_token: begin }),
@@ -210,58 +210,4 @@ type Queued = { readonly pair: Pair; readonly count: number };
 function before(a: Queued, b: Queued): boolean {
   if (a.count !== b.count) return a.count > b.count;
   return `${a.pair.left} ${a.pair.right}` < `${b.pair.left} ${b.pair.right}`;
-}
-
-function tokenizerJson(
-  pieces: readonly string[],
-  merges: readonly (readonly [string, string])[],
-  special: readonly string[],
-  begin: string | null,
-  digits: TokenizerOptions["digits"],
-): Record<string, unknown> {
-  const byteLevel = { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true };
-  const sequence = (id: string, type: number) => [
-    { SpecialToken: { id: begin, type_id: type } },
-    { Sequence: { id, type_id: type } },
-  ];
-  return {
-    version: "1.0",
-    truncation: null,
-    padding: null,
-    added_tokens: special.map((content, id) => ({
-      id,
-      content,
-      single_word: false,
-      lstrip: false,
-      rstrip: false,
-      normalized: false,
-      special: true,
-    })),
-    normalizer: null,
-    pre_tokenizer:
-      digits === "together"
-        ? byteLevel
-        : { type: "Sequence", pretokenizers: [{ type: "Digits", individual_digits: true }, byteLevel] },
-    post_processor:
-      begin === null
-        ? null
-        : {
-            type: "TemplateProcessing",
-            single: sequence("A", 0),
-            pair: [...sequence("A", 0), ...sequence("B", 1)],
-            special_tokens: { [begin]: { id: begin, ids: [special.indexOf(begin)], tokens: [begin] } },
-          },
-    decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
-    model: {
-      type: "BPE",
-      dropout: null,
-      unk_token: null,
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: false,
-      byte_fallback: false,
-      vocab: Object.fromEntries(pieces.map((piece, id) => [piece, id])),
-      merges: merges.map(([a, b]) => `${a} ${b}`),
-    },
-  };
 }
