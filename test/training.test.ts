@@ -110,6 +110,26 @@ describe("fovea train", () => {
     expect([code, err]).toEqual([0, expect.stringContaining("accuracy")]);
   });
 
+  it("trains a mechanism, which the engine then runs from the checkpoint", async () => {
+    const model = { ...recipe.model, mechanism: { name: "gated-delta-rule", parameters: { chunk: 8 } } };
+    await writeFile(join(folder, "delta.json"), JSON.stringify({ ...recipe, model, steps: 3 }));
+    expect((await fovea("train", join(folder, "delta.json"))).code).toBe(0);
+    const text = await fovea(
+      "generate",
+      "-m",
+      join(folder, "run/step-0000003"),
+      "-p",
+      "The",
+      "--max-tokens",
+      "4",
+      "--json",
+    );
+    expect(JSON.parse(text.out)).toMatchObject({ finish: "length" });
+    const unknown = { ...recipe, model: { mechanism: { name: "delta" } } };
+    await writeFile(join(folder, "delta.json"), JSON.stringify(unknown));
+    expect((await fovea("train", join(folder, "delta.json"))).err).toMatch(/no mechanism is called "delta"/);
+  });
+
   it("says what is wrong with a recipe", async () => {
     const tell = async (change: object, ...more: string[]) => {
       await writeFile(join(folder, "bad.json"), JSON.stringify({ ...recipe, ...change }));

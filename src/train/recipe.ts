@@ -33,6 +33,9 @@ export const recipeSchema = z.strictObject({
       positions: count.optional(),
       rotaryBase: z.number().positive().optional(),
       tied: z.boolean().optional(),
+      mechanism: z
+        .strictObject({ name: z.string(), parameters: z.record(z.string(), z.unknown()).default({}) })
+        .optional(),
     })
     .optional(),
   /** Or a checkpoint to go on from: folder, .gguf file or hf:owner/name. */
