@@ -1,5 +1,15 @@
 import { FoveaError } from "../error.js";
-import { attention, causalMask, type Dim, input, multiplyDims, parameter, type Tensor, tap } from "../graph/index.js";
+import {
+  attention,
+  causalMask,
+  type Dim,
+  input,
+  multiplyDims,
+  parameter,
+  recompute,
+  type Tensor,
+  tap,
+} from "../graph/index.js";
 
 import { type Activation, boundMechanism, type ModelConfig } from "./config.js";
 import type { MechanismInputs } from "./mechanism.js";
@@ -47,6 +57,8 @@ export interface BuildOptions {
    * `batchFeeds`. Default false.
    */
   readonly batch?: boolean;
+  /** Layers compute their inner values again when gradients are taken, and keep only what enters them. Default false. */
+  readonly recompute?: boolean;
   /** With `batch`: T as a number. Mechanisms with a state then go chunk by chunk. Default: any T, in one piece. */
   readonly length?: number;
   /**
@@ -98,10 +110,10 @@ export function buildModel(config: ModelConfig, options: BuildOptions = {}): Mod
   }
   x = tap(x, "embeddings", taps);
 
-  for (let l = 0; l < config.layers; l++) {
+  const block = (l: number, entering: Tensor): Tensor => {
     const at = (name: string): string => `layers.${l}.${name}`;
     const named = (t: Tensor, name: string): Tensor => tap(t, `${name}.${l}`, taps);
-    x = named(x, "residual");
+    const x = named(entering, "residual");
 
     // attention
     const a = named(before ? norm(x, at("attn_norm")) : x.identity(), "attn_in");
@@ -172,7 +184,10 @@ export function buildModel(config: ModelConfig, options: BuildOptions = {}): Mod
       : activate(linear(m, at("up")), config.activation);
     let mlp = linear(named(neurons, "mlp_gate"), at("down"));
     if (after) mlp = norm(mlp, at("post_mlp_norm"));
-    x = mid.add(named(mlp, "mlp_out"));
+    return mid.add(named(mlp, "mlp_out"));
+  };
+  for (let l = 0; l < config.layers; l++) {
+    x = options.recompute ? recompute([x], (entering) => block(l, entering)) : block(l, x);
   }
 
   x = tap(x, `residual.${config.layers}`, taps);

@@ -1,6 +1,16 @@
 export type { Batch, DataSource } from "./batch.js";
 export { type TokenizerFiles, type TokenizerOptions, trainTokenizer, trainTokenizerFiles } from "./bpe.js";
 export { checkpoints, type RunState } from "./checkpoint.js";
+export {
+  type ComparedRun,
+  type CompareOptions,
+  compareMechanisms,
+  equalModel,
+  meanInterval,
+  mechanismString,
+  parseMechanisms,
+  stateBytes,
+} from "./compare.js";
 export { generated, type PackingOptions, permutation, type TokenDocument, texts } from "./data.js";
 export { attentionDistillationLoss, klLoss, type Loss, type LossInputs, nextTokenLoss } from "./losses.js";
 export { type Metric, readMetrics } from "./metrics.js";

@@ -40,6 +40,8 @@ export const recipeSchema = z.strictObject({
     .optional(),
   /** Or a checkpoint to go on from: folder, .gguf file or hf:owner/name. */
   fineTune: z.string().min(1).optional(),
+  /** Layers are computed again in the backward pass: less memory, a third more time. */
+  recompute: z.boolean().default(false),
   /** Weights of it that train, e.g. ["layers.*.q", "embed"]. Default: all. */
   tensors: z.array(z.string().min(1)).min(1).optional(),
   /** Of a fresh decoder: trained on the data's files, or that of a checkpoint. */
@@ -139,14 +141,15 @@ export async function readRecipe(recipe: unknown, where = "the recipe", base = "
 type Parsed = z.output<typeof recipeSchema>;
 
 async function modelOf(given: Parsed, documents: readonly string[], where: string, base: string): Promise<Trainable> {
+  const { recompute } = given;
   if (given.fineTune !== undefined) {
     const name = /^(hf:|[a-z]+:\/\/)/.test(given.fineTune) ? given.fineTune : resolvePath(base, given.fineTune);
-    return fineTune(await openCheckpoint(name), { tensors: given.tensors });
+    return fineTune(await openCheckpoint(name), { tensors: given.tensors, recompute });
   }
   const { seed } = given;
   if ("task" in given.data) {
     const { vocabulary } = taskOf(given.data, given.rows, seed);
-    return decoder({ ...given.model, vocabulary, seed });
+    return decoder({ ...given.model, vocabulary, seed, recompute });
   }
   const { tokenizer } = given;
   if (tokenizer === undefined)
@@ -156,9 +159,9 @@ async function modelOf(given: Parsed, documents: readonly string[], where: strin
   if (typeof tokenizer === "string") {
     const checkpoint = await openCheckpoint(resolvePath(base, tokenizer));
     await checkpoint.close();
-    return decoder({ ...given.model, tokenizer: checkpoint.tokenizer, seed });
+    return decoder({ ...given.model, tokenizer: checkpoint.tokenizer, seed, recompute });
   }
-  return decoder({ ...given.model, tokenizer: trainTokenizer(documents, tokenizer), seed });
+  return decoder({ ...given.model, tokenizer: trainTokenizer(documents, tokenizer), seed, recompute });
 }
 
 function taskOf(data: z.output<typeof taskOptions> & { task: string }, rows: number, seed: number): Task {

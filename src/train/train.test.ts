@@ -17,7 +17,8 @@ import { counting } from "./testing.js";
 import { train } from "./train.js";
 import { decoder, fineTune } from "./trainable.js";
 
-const small = (seed = 1) => decoder({ layers: 1, width: 32, heads: 2, vocabulary: 300, seed });
+const small = (seed = 1, recompute = false) =>
+  decoder({ layers: 1, width: 32, heads: 2, vocabulary: 300, seed, recompute });
 
 let folder = "";
 beforeEach(async () => {
@@ -40,8 +41,8 @@ describe("schedules", () => {
 });
 
 /** Gradients by the step itself: SGD without momentum at rate 1 moves a weight by its gradient. */
-async function gradientsOf(batches: readonly Batch[], names: readonly string[]) {
-  const model = small();
+async function gradientsOf(batches: readonly Batch[], names: readonly string[], recompute = false) {
+  const model = small(1, recompute);
   const options = {
     ...model,
     optimizer: sgd({ rate: 1, momentum: 0, clip: Number.POSITIVE_INFINITY }),
@@ -136,6 +137,13 @@ describe("a step", () => {
     expect(three.loss).toBeCloseTo(one.loss, 5);
     expect(three.norm).toBeCloseTo(one.norm, 4);
     for (const n of NAMES) expect(furthest(one.moved.get(n) ?? [], three.moved.get(n) ?? [])).toBeLessThan(1e-5);
+  });
+
+  it("is the same when layers are computed again in the backward pass", async () => {
+    const batch = counting({ rows: 2, length: 12 }).batch(0) as Batch;
+    const [kept, again] = [await gradientsOf([batch], NAMES), await gradientsOf([batch], NAMES, true)];
+    expect(again.loss).toBe(kept.loss);
+    for (const n of NAMES) expect(furthest(kept.moved.get(n) ?? [], again.moved.get(n) ?? [])).toBeLessThan(1e-6);
   });
 
   it("learns nothing from targets of weight 0, nor across packed texts", async () => {
