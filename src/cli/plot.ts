@@ -4,7 +4,8 @@ export interface Series {
   readonly points: readonly (readonly [x: number, y: number])[];
 }
 
-const COLORS = ["#1f6fb4", "#d9541e", "#2e8b57", "#8a4fbf", "#b8860b", "#c2185b", "#00838f", "#5d4037"];
+/** Colours of lines and bars, told apart. */
+export const COLORS = ["#1f6fb4", "#d9541e", "#2e8b57", "#8a4fbf", "#b8860b", "#c2185b", "#00838f", "#5d4037"];
 
 /** What stands around a plot. */
 export interface PlotOptions {
@@ -43,12 +44,12 @@ export function svgPlot(
   for (const tick of scaleX.ticks) {
     const at = scaleX.at(tick).toFixed(1);
     out.push(`<path d="M${at} ${top}V${height - bottom}" stroke="#e4e4e4"/>`);
-    out.push(text(Number(at), height - bottom + 18, short(tick), "middle"));
+    out.push(svgText(Number(at), height - bottom + 18, short(tick), "middle"));
   }
   for (const tick of scaleY.ticks) {
     const at = scaleY.at(tick).toFixed(1);
     out.push(`<path d="M${left} ${at}H${width - right}" stroke="#e4e4e4"/>`);
-    out.push(text(left - 8, Number(at) + 4, short(tick), "end"));
+    out.push(svgText(left - 8, Number(at) + 4, short(tick), "end"));
   }
   out.push(`<path d="M${left} ${top}V${height - bottom}H${width - right}" fill="none" stroke="#444"/>`);
   lines.forEach(({ name, points }, i) => {
@@ -63,23 +64,24 @@ export function svgPlot(
       }
     const at = top + 8 + i * 20;
     out.push(`<path d="M${width - right + 14} ${at}h22" stroke="${color}" stroke-width="3"/>`);
-    out.push(text(width - right + 42, at + 4, name));
+    out.push(svgText(width - right + 42, at + 4, name));
   });
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" font-family="ui-sans-serif, sans-serif" font-size="12">`,
-    `<title>${escape(title)}</title>`,
+    `<title>${escapeXml(title)}</title>`,
     '<rect width="100%" height="100%" fill="#fff"/>',
-    text(left, 22, title, "start", ' font-size="14"'),
+    svgText(left, 22, title, "start", ' font-size="14"'),
     ...out,
-    text((left + width - right) / 2, height - 12, x, "middle"),
-    text(16, top - 12, y),
+    svgText((left + width - right) / 2, height - 12, x, "middle"),
+    svgText(16, top - 12, y),
     "</svg>",
     "",
   ].join("\n");
 }
 
-function text(x: number, y: number, content: string, anchor = "start", more = ""): string {
-  return `<text x="${x}" y="${y}" text-anchor="${anchor}"${more}>${escape(content)}</text>`;
+/** A label. */
+export function svgText(x: number, y: number, content: string, anchor = "start", more = ""): string {
+  return `<text x="${x}" y="${y}" text-anchor="${anchor}"${more}>${escapeXml(content)}</text>`;
 }
 
 interface Axis {
@@ -117,6 +119,7 @@ function short(value: number): string {
   return String(+value.toPrecision(4));
 }
 
-function escape(content: string): string {
+/** Text as it may stand in XML. */
+export function escapeXml(content: string): string {
   return content.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/"/g, "&quot;");
 }

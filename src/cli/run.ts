@@ -3,6 +3,7 @@ import { type Command, columns } from "./command.js";
 import { attention } from "./commands/attention.js";
 import { attributeCommand } from "./commands/attribute.js";
 import { bench } from "./commands/bench.js";
+import { compare } from "./commands/compare.js";
 import { convert } from "./commands/convert.js";
 import { exportCommand } from "./commands/export.js";
 import { generate } from "./commands/generate.js";
@@ -28,6 +29,7 @@ export const COMMANDS: readonly Command[] = [
   methods,
   trainCommand,
   plot,
+  compare,
   bench,
 ];
 
