@@ -20,7 +20,11 @@ const EXPECTED: Readonly<Record<string, readonly (string | RegExp)[]>> = {
   ],
   "sparse.ts": [/^full: rings at/m, /^streaming-llm\(.*\): rings at/m],
   "own-method.ts": [/^full: blue$/m, /^recent\(window=64\): blue$/m, /^recent\(window=4\):(?! blue)/m],
-  "own-mechanism.ts": [/^softmax: blue$/m, /^squared-relu:/m],
+  "own-mechanism.ts": [
+    /^accuracy (0\.[6-9]\d|1\.00)$/m,
+    /^squared\.onnx, \d+ bytes$/m,
+    /^\d+ was given (\d+); the model says \1$/m,
+  ],
   "score.ts": [/^sum -\d+\.\d{3}$/m, /^ green: -0\.\d+$/m, /^ blue: -\d\d/m],
   "train.ts": [/^loss [56]\.\d\d -> 0\.[0-4]\d$/m, "Logbook of Saint Brannoc Harbour, kept by the harbour office"],
   "graph.ts": [/\[ 2, 3, 3 \] \[ '0\.333', '0\.333', '0\.333' \]/, /\[ 2, 3, 4 \] 3/, "attention.onnx"],

@@ -1,19 +1,44 @@
-// A mechanism of one's own: attention replaced, written over graph tensors, compiled and run by ONNX Runtime.
-import { load, method } from "fovea";
+// A mechanism of one's own: attention replaced, written once over graph tensors, then trained, run and exported.
+import { mkdtemp, rm, stat } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { load, mechanism } from "fovea";
+import { accuracy, adamW, decoder, recall, train } from "fovea/train";
 
-/** Squared ReLU instead of softmax; a model would have to be trained with it to be any good. */
-export const squared = method({
-  name: "squared-relu",
+export const squared = mechanism({
+  name: "squared-relu-attention",
   does: "Squared ReLU of the logits, normalised, instead of their softmax.",
-  mechanism: ({ q, k, v, mask, scale }) => {
-    const pattern = q.matmul(k.transpose()).mul(scale).relu().square().mul(mask); // [Hq, T, S]; k and v [1, S, D]
-    return pattern.div(pattern.sum(-1, { keep: true }).add(1e-6)).matmul(v); // [Hq, T, D]
+  forward: ({ q, k, v, mask }) => {
+    const pattern = q.matmul(k.transpose()).relu().square().mul(mask); // [B, H, T, S]
+    return pattern.div(pattern.sum(-1, { keep: true }).add(1e-6)).matmul(v); // [B, H, T, D]
   },
 });
 
-const model = await load(process.argv[2] ?? "models/tiny", { worker: false });
-for (const attached of [model, model.with(squared())]) {
-  const { text } = await attached.generate("red green blue. red green", { maxTokens: 8, stop: ["."] }).result;
-  console.log(`${attached.info.methods.join(" + ") || "softmax"}:${text}`);
-}
-await model.close();
+// two pairs of key and value, then both keys again: the model is to say their values
+const data = recall({ pairs: 2, keys: 8, values: 8 });
+const model = decoder({ mechanism: squared, layers: 2, width: 32, heads: 2, vocabulary: data.vocabulary });
+const steps = 900;
+const trained = await train({
+  ...{ model, data, steps, optimizer: adamW({ rate: 3e-3 }) },
+  evaluate: {
+    every: steps,
+    measure: async (trainer) => {
+      const batch = data.heldOut(0);
+      return { accuracy: accuracy(batch, (await trainer.evaluate(batch)).predicted) };
+    },
+  },
+});
+console.log(`accuracy ${trained.metrics.at(-1)?.accuracy?.toFixed(2)}`);
+
+const folder = await mkdtemp(join(tmpdir(), "squared-"));
+await trained.export(join(folder, "squared.onnx"));
+console.log(`squared.onnx, ${(await stat(join(folder, "squared.onnx"))).size} bytes`);
+
+// the folder's config.json names the mechanism, which this thread knows
+await trained.save(join(folder, "model"));
+const loaded = await load(join(folder, "model"), { worker: false });
+const [key, value, ...rest] = data.heldOut(1).ids.subarray(0, 4);
+const logits = await loaded.logits([key, value, ...rest, key]);
+console.log(`${key} was given ${value}; the model says ${logits.indexOf(Math.max(...logits))}`);
+await loaded.close();
+await rm(folder, { recursive: true });
