@@ -5,14 +5,18 @@ import { ops } from "./ops.js";
 import {
   attributeProto,
   encodeModel,
+  type GraphProto,
+  isGraph,
   type NodeAttribute,
   type NodeProto,
+  subgraphProto,
   type TensorProto,
   tensorProto,
   type ValueProto,
   valueProto,
 } from "./proto.js";
 import type { RealProvider } from "./runtime.js";
+import type { ScanBody } from "./scan.js";
 import { describe, ShapeError } from "./shape.js";
 import type { Tensor } from "./tensor.js";
 import { missingWeight, toFloats, type WeightSource, type WeightValue } from "./weights.js";
@@ -71,17 +75,20 @@ export class Emitter {
   /** Where the graph is to run. */
   readonly provider: RealProvider;
   private readonly options: EmitOptions;
-  private readonly protoNodes: NodeProto[] = [];
   private readonly initializers: TensorProto[] = [];
-  private readonly values = new Map<Tensor, string>();
-  private readonly known = new Map<string, string[]>();
+  // These four change for the time of a subgraph.
+  private protoNodes: NodeProto[] = [];
+  private values = new Map<Tensor, string>();
+  private known = new Map<string, string[]>();
+  /** Where a symbolic dimension can be read: a value and its axis. */
+  private dims = new Map<string, { value: string; axis: number }>();
   /** Names that values may not be given: the graph's inputs and outputs, and constants. */
   private readonly taken = new Set<string>();
   private readonly remembered = new Map<string, unknown>();
   private readonly weights = new Map<string, WeightValue>();
   private readonly fed = new Set<Tensor>();
-  /** Where a symbolic dimension can be read: a value and its axis. */
-  private readonly dims = new Map<string, { value: string; axis: number }>();
+  /** The results that something reads of the recurrences in the graph. */
+  private readonly read = new Map<ScanBody, Set<number>>();
   private counter = 0;
   private weightBytes = 0;
   private extension = false;
@@ -134,8 +141,10 @@ export class Emitter {
     const given = Object.entries(attributes).filter(
       (entry): entry is [string, NodeAttribute] => entry[1] !== undefined,
     );
-    const key = `${opType} ${inputs.join(" ")} ${given.map(([name, value]) => `${name}=${JSON.stringify(value)}`).join(" ")}`;
-    const known = this.known.get(key);
+    // Graphs are told apart by their callers.
+    const comparable = !given.some(([, value]) => isGraph(value));
+    const key = `${opType} ${inputs.join(" ")} ${comparable ? given.map(([name, value]) => `${name}=${JSON.stringify(value)}`).join(" ") : ""}`;
+    const known = comparable ? this.known.get(key) : undefined;
     if (known) return known;
     const base = this.fresh(this.hint ?? opType);
     const count = options.outputs ?? 1;
@@ -149,7 +158,7 @@ export class Emitter {
       output: outputs,
       attribute: given.map(([name, value]) => attributeProto(name, value)),
     });
-    this.known.set(key, outputs);
+    if (comparable) this.known.set(key, outputs);
     return outputs;
   }
 
@@ -312,8 +321,27 @@ export class Emitter {
     for (const [name] of [...inputs, ...given(cut.outputs)]) this.taken.add(name);
     for (const [name, tensor] of inputs) {
       ports.push({ name, shape: tensor.shape, dtype: tensor.dtype });
-      this.bind(tensor, name);
-      this.fed.add(tensor);
+      this.enter(tensor, name);
+    }
+    this.emit(order);
+    const outputs = this.nameOutputs(cut, ports);
+    const protos = (list: readonly Port[]): ValueProto[] =>
+      list.map(({ name, dtype, shape }) => valueProto(name, dtype, shape));
+    const bytes = encodeModel({
+      nodes: this.protoNodes,
+      initializers: this.initializers,
+      inputs: protos(ports),
+      outputs: protos(outputs),
+      extension: this.extension,
+    });
+    return { bytes, inputs: ports, outputs };
+  }
+
+  private emit(order: readonly Step[]): void {
+    for (const { tensor } of order) {
+      if (tensor.op !== "scan") continue;
+      const body = tensor.attrs.body as ScanBody;
+      this.read.set(body, (this.read.get(body) ?? new Set()).add(tensor.attrs.output as number));
     }
     for (const { tensor, plain } of order) {
       if (plain) {
@@ -326,17 +354,49 @@ export class Emitter {
       this.bind(tensor, row.onnx(tensor, this));
       this.hint = undefined;
     }
-    const outputs = this.nameOutputs(cut, ports);
-    const protos = (list: readonly Port[]): ValueProto[] =>
-      list.map(({ name, dtype, shape }) => valueProto(name, dtype, shape));
-    const bytes = encodeModel({
-      nodes: this.protoNodes,
-      initializers: this.initializers,
-      inputs: protos(ports),
-      outputs: protos(outputs),
-      extension: this.extension,
+  }
+
+  /** The numbers of a recurrence's results that something in the graph reads. */
+  resultsRead(body: ScanBody): ReadonlySet<number> {
+    return this.read.get(body) ?? new Set();
+  }
+
+  /**
+   * A graph that a node of this one runs again and again, over inputs of its own. `outer` are the values of this graph
+   * that stand for tensors in it.
+   */
+  subgraph(
+    inputs: readonly Tensor[],
+    outer: readonly (readonly [Tensor, string])[],
+    outputs: readonly Tensor[],
+  ): GraphProto {
+    const { protoNodes, values, known, dims, hint } = this;
+    this.protoNodes = [];
+    [this.values, this.known, this.dims] = [new Map(values), new Map(known), new Map(dims)];
+    for (const [tensor, value] of outer) this.enter(tensor, value);
+    const names = inputs.map((tensor) => this.enter(tensor, this.fresh("step")));
+    const stops = [...inputs, ...outer.map(([tensor]) => tensor)];
+    const cut = { inputs: byPlace(stops), outputs: byPlace(outputs) };
+    this.emit(schedule(cut, this).order);
+    const made = new Set(this.protoNodes.flatMap(({ output }) => output ?? []));
+    const results = outputs.map((tensor) => {
+      const value = this.value(tensor);
+      // Every result is to be a value of its own, made in this graph.
+      return made.delete(value) ? value : this.copy(value);
     });
-    return { bytes, inputs: ports, outputs };
+    const graph = subgraphProto(
+      this.protoNodes,
+      names.map((name, i) => [name, inputs[i].dtype]),
+      results.map((name, i) => [name, outputs[i].dtype]),
+    );
+    Object.assign(this, { protoNodes, values, known, dims, hint });
+    return graph;
+  }
+
+  /** Enters a tensor whose value is given, as an input or from around a subgraph. */
+  private enter(tensor: Tensor, value: string): string {
+    this.fed.add(tensor);
+    return this.bind(tensor, value);
   }
 
   /** Renames the values that are outputs; an output that is an input, a weight or a second name gets a copy. */
@@ -356,10 +416,7 @@ export class Emitter {
       renamed.set(value, name);
       ports.push({ name, shape: tensor.shape, dtype: tensor.dtype });
     }
-    for (const node of this.protoNodes) {
-      node.input = node.input?.map((value) => renamed.get(value) ?? value);
-      node.output = node.output?.map((value) => renamed.get(value) ?? value);
-    }
+    renameValues(this.protoNodes, renamed);
     return ports;
   }
 
@@ -368,6 +425,19 @@ export class Emitter {
     this.protoNodes.push({ name, opType: "Identity", domain: "", input: [value], output: [name], attribute: [] });
     return name;
   }
+}
+
+/** Renames values in nodes, and in the graphs that these run. */
+function renameValues(nodes: readonly NodeProto[], names: ReadonlyMap<string, string>): void {
+  for (const node of nodes) {
+    node.input = node.input?.map((value) => names.get(value) ?? value);
+    node.output = node.output?.map((value) => names.get(value) ?? value);
+    for (const { g } of node.attribute ?? []) if (g) renameValues(g.node ?? [], names);
+  }
+}
+
+function byPlace(tensors: readonly Tensor[]): Record<string, Tensor> {
+  return Object.fromEntries(tensors.map((tensor, i) => [`${i}`, tensor]));
 }
 
 /** One step of emission: a tensor, or a tensor whose value is that of its plain definition. */

@@ -2,6 +2,7 @@ import { FoveaError } from "../error.js";
 import { type Dim, productOfDims } from "./dims.js";
 import type { GradientRule } from "./op.js";
 import type { OpName } from "./ops.js";
+import { scanGradient } from "./scan.js";
 import { einsum, Tensor, zerosLike } from "./tensor.js";
 
 /**
@@ -139,6 +140,7 @@ export const gradientRules: Readonly<Record<OpName, GradientRule>> = {
     "plain",
   ],
   groupQueryAttention: "plain",
+  scan: (g, y, i, needed) => scanGradient(g, y, i, needed),
   crossEntropy: [(g, y) => crossEntropyLogits(g, y), null],
 };
 

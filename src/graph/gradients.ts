@@ -41,7 +41,7 @@ export function gradients(loss: Tensor, wrt: readonly Tensor[], options: Gradien
     });
   }
   const seed = options.seed ?? constant(1, [], loss.dtype).reshape(loss.shape);
-  const found = walkBack(loss, seed, wrt, false);
+  const found = walkBack([[loss, seed]], wrt, false);
   return wrt.map((tensor) => {
     const gradient = found.get(tensor);
     return gradient ? full(gradient, tensor) : zerosLike(tensor);
@@ -49,17 +49,30 @@ export function gradients(loss: Tensor, wrt: readonly Tensor[], options: Gradien
 }
 
 /**
- * The gradient at each tensor of `wrt` that a path leads to. With `leaves`, what these are computed from is not looked
- * at: they are taken as independent of one another.
+ * The gradient at each tensor of `wrt` that a path leads to, from ends of a graph with their own gradients. With `leaves`,
+ * what the tensors are computed from is not looked at: they are taken as independent of one another.
  */
-function walkBack(result: Tensor, seed: Tensor, wrt: readonly Tensor[], leaves: boolean): Map<Tensor, Tensor> {
+export function walkBack(
+  ends: readonly (readonly [Tensor, Tensor])[],
+  wrt: readonly Tensor[],
+  leaves: boolean,
+): Map<Tensor, Tensor> {
   const wanted = new Set(wrt);
-  const order = dependants(result, wanted, leaves);
+  const order = dependants(
+    ends.map(([end]) => end),
+    wanted,
+    leaves,
+  );
   const found = new Map<Tensor, Tensor>();
   if (order.length === 0) return found;
   const active = new Set(order);
   const blocks = recomputedBlocks(order);
-  const sums = new Map<Tensor, Tensor>([[result, seed]]);
+  const sums = new Map<Tensor, Tensor>();
+  const add = (tensor: Tensor, part: Tensor): void => {
+    const known = sums.get(tensor);
+    sums.set(tensor, known ? known.add(part) : part);
+  };
+  for (const [end, seed] of ends) add(end, renamed(seed, end.shape));
   for (const node of order.reverse()) {
     const sum = sums.get(node);
     if (!sum) continue;
@@ -68,36 +81,37 @@ function walkBack(result: Tensor, seed: Tensor, wrt: readonly Tensor[], leaves: 
     if (leaves && wanted.has(node)) continue;
     const gradient = takesNarrow(node, active) ? sum : full(sum, node);
     const values = blocks.get(node)?.copyOf(node, gradient) ?? node;
-    for (const [input, part] of pull(gradient, node, values, active)) {
-      const known = sums.get(input);
-      sums.set(input, known ? known.add(part) : part);
-    }
+    for (const [input, part] of pull(gradient, node, values, active)) add(input, part);
   }
   return found;
 }
 
-/** The tensors that lie between `wanted` ones and the result, each after its inputs. Never recursive: graphs are deep. */
-function dependants(result: Tensor, wanted: ReadonlySet<Tensor>, leaves: boolean): Tensor[] {
+/** The tensors that lie between `wanted` ones and the ends, each after its inputs. Never recursive: graphs are deep. */
+function dependants(ends: readonly Tensor[], wanted: ReadonlySet<Tensor>, leaves: boolean): Tensor[] {
   const order: Tensor[] = [];
   const depends = new Map<Tensor, boolean>();
-  const open: { tensor: Tensor; next: number }[] = [{ tensor: result, next: 0 }];
-  while (open.length > 0) {
-    const top = open[open.length - 1];
-    const { tensor } = top;
-    const ends = !isFloat(tensor.dtype) || (leaves && wanted.has(tensor));
-    if (!ends && top.next < tensor.inputs.length) {
-      const input = tensor.inputs[top.next++];
-      if (!depends.has(input)) {
-        depends.set(input, false);
-        open.push({ tensor: input, next: 0 });
+  const open: { tensor: Tensor; next: number }[] = [];
+  const enter = (tensor: Tensor): void => {
+    if (depends.has(tensor)) return;
+    depends.set(tensor, false);
+    open.push({ tensor, next: 0 });
+  };
+  for (const end of ends) {
+    enter(end);
+    while (open.length > 0) {
+      const top = open[open.length - 1];
+      const { tensor } = top;
+      const stops = !isFloat(tensor.dtype) || (leaves && wanted.has(tensor));
+      if (!stops && top.next < tensor.inputs.length) {
+        enter(tensor.inputs[top.next++]);
+        continue;
       }
-      continue;
+      open.pop();
+      const reached = !stops && tensor.inputs.some((input, i) => depends.get(input) && ruleOf(tensor, i) !== null);
+      if (!reached && !wanted.has(tensor)) continue;
+      depends.set(tensor, true);
+      order.push(tensor);
     }
-    open.pop();
-    const reached = !ends && tensor.inputs.some((input, i) => depends.get(input) && ruleOf(tensor, i) !== null);
-    const counts = reached || wanted.has(tensor);
-    depends.set(tensor, counts);
-    if (counts) order.push(tensor);
   }
   return order;
 }
@@ -125,7 +139,7 @@ function pull(
     const rule = ruleOf(node, index);
     if (rule === "plain") byPlain.push(index);
     else if (rule) {
-      const part = rule(gradient, values, index);
+      const part = rule(gradient, values, index, (at) => active.has(node.inputs[at]));
       if (part) parts.push([input, fitted(part, input, node)]);
     }
   });
@@ -133,7 +147,7 @@ function pull(
   const plain = ops[node.op].plain?.(values);
   if (!plain) throw new FoveaError("unsupported", `${node.op} has no gradient`);
   const wanted = new Map(byPlain.map((index) => [values.inputs[index], node.inputs[index]]));
-  const found = walkBack(plain, gradient, [...wanted.keys()], true);
+  const found = walkBack([[plain, gradient]], [...wanted.keys()], true);
   return [...parts, ...[...found].map(([value, part]) => [wanted.get(value) ?? value, part] as const)];
 }
 

@@ -10,6 +10,7 @@ export type { Attributes, AttributeValue, Gradient, GradientRule, OpRow } from "
 export { type OpName, ops } from "./ops.js";
 export { recompute } from "./recompute.js";
 export { loadRuntime, type Provider, type RealProvider, type Runtime, type RuntimeTensor } from "./runtime.js";
+export { type ScanOptions, scan } from "./scan.js";
 export { type Feed, type Fetches, Segment } from "./segment.js";
 export { ShapeError } from "./shape.js";
 export {

@@ -2,17 +2,26 @@ import type { Dim } from "./dims.js";
 import type { TensorData } from "./dtype.js";
 import type { Emitter } from "./emit.js";
 import type { RealProvider } from "./runtime.js";
+import type { ScanBody } from "./scan.js";
 import type { ShapeResult } from "./shape.js";
 import type { Tensor } from "./tensor.js";
 
 /** What an operation's attribute may hold. */
-export type AttributeValue = number | string | boolean | readonly Dim[] | TensorData | undefined;
+export type AttributeValue = number | string | boolean | readonly Dim[] | TensorData | ScanBody | undefined;
 
 /** An operation's attributes: everything that decides its result besides its inputs. */
 export type Attributes = Readonly<Record<string, AttributeValue>>;
 
-/** From the gradient of a node's result the gradient of its input number `index`; null where nothing passes. */
-export type Gradient = (gradient: Tensor, node: Tensor, index: number) => Tensor | null;
+/**
+ * From the gradient of a node's result the gradient of its input number `index`; null where nothing passes. `needed` says
+ * of which inputs, by their number, gradients are wanted.
+ */
+export type Gradient = (
+  gradient: Tensor,
+  node: Tensor,
+  index: number,
+  needed: (index: number) => boolean,
+) => Tensor | null;
 
 /** How an operation passes a gradient to one input, or to each of its inputs: see gradient-rules.ts. */
 export type GradientRule = null | "plain" | Gradient | readonly (null | "plain" | Gradient)[];

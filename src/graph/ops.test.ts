@@ -32,7 +32,7 @@ describe("each operation equals plain loops", () => {
   );
 
   test("no operation is left out", () => {
-    const elsewhere = ["input", "parameter", "constant", "groupQueryAttention"];
+    const elsewhere = ["input", "parameter", "constant", "groupQueryAttention", "scan"];
     const tested = new Set<string>([...elsewhere, ...cases.map(({ op }) => op)]);
     expect(Object.keys(ops).filter((op) => !tested.has(op))).toEqual([]);
   });

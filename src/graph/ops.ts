@@ -7,6 +7,7 @@ import { leafOps } from "./ops/leaf.js";
 import { lossOps } from "./ops/loss.js";
 import { matmulOps } from "./ops/matmul.js";
 import { normOps } from "./ops/norm.js";
+import { recurrenceOps } from "./ops/recurrence.js";
 import { reductionOps } from "./ops/reduction.js";
 
 /** The name of an operation. */
@@ -19,6 +20,7 @@ export type OpName =
   | keyof typeof matmulOps
   | keyof typeof normOps
   | keyof typeof lossOps
+  | keyof typeof recurrenceOps
   | keyof typeof attentionOps;
 
 /** The table of operations: to add one is to add a row to one of its parts. */
@@ -31,5 +33,6 @@ export const ops: Readonly<Record<OpName, OpRow>> = {
   ...matmulOps,
   ...normOps,
   ...lossOps,
+  ...recurrenceOps,
   ...attentionOps,
 };

@@ -5,6 +5,7 @@ const { onnx } = onnxProto;
 
 export type NodeProto = onnxProto.onnx.INodeProto;
 export type TensorProto = onnxProto.onnx.ITensorProto;
+export type GraphProto = onnxProto.onnx.IGraphProto;
 export type ValueProto = onnxProto.onnx.IValueInfoProto;
 type AttributeProto = onnxProto.onnx.IAttributeProto;
 
@@ -26,7 +27,7 @@ export function float(value: number): Float {
 }
 
 /** What a node's attribute may be given as. */
-export type NodeAttribute = number | Float | string | readonly number[] | TensorProto;
+export type NodeAttribute = number | Float | string | readonly number[] | TensorProto | GraphProto;
 
 /** A node's attribute: integers, floats, strings, lists of integers, tensors. */
 export function attributeProto(name: string, value: NodeAttribute): AttributeProto {
@@ -35,11 +36,30 @@ export function attributeProto(name: string, value: NodeAttribute): AttributePro
   if (typeof value === "string") return { name, type: types.STRING, s: new TextEncoder().encode(value) };
   if (value instanceof Float) return { name, type: types.FLOAT, f: value.value };
   if (isList(value)) return { name, type: types.INTS, ints: [...value] };
+  if (isGraph(value)) return { name, type: types.GRAPH, g: value };
   return { name, type: types.TENSOR, t: value };
 }
 
-function isList(value: readonly number[] | TensorProto): value is readonly number[] {
+function isList(value: readonly number[] | TensorProto | GraphProto): value is readonly number[] {
   return Array.isArray(value);
+}
+
+/** Whether an attribute is a graph that the node runs. */
+export function isGraph(value: NodeAttribute): value is GraphProto {
+  return typeof value === "object" && "node" in value;
+}
+
+/** A graph that a node runs. Its values have types; their shapes are inferred from where it stands. */
+export function subgraphProto(
+  node: NodeProto[],
+  inputs: readonly (readonly [string, DType])[],
+  outputs: readonly (readonly [string, DType])[],
+): GraphProto {
+  const typed = ([name, dtype]: readonly [string, DType]): ValueProto => ({
+    name,
+    type: { tensorType: { elemType: dtypes[dtype].onnx } },
+  });
+  return { name: "step", node, input: inputs.map(typed), output: outputs.map(typed) };
 }
 
 /** A tensor whose bytes are those of the array: nothing is copied until the model is written. */
