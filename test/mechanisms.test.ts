@@ -239,6 +239,17 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
   });
 });
 
+it.each(["key decay", "value decay", "delta with parts", "gated delta"])(
+  "%s reads a long prompt piece by piece",
+  async (name) => {
+    const config = configOf(USES[name]);
+    const ids = someIds(150, config.vocab, 7); // two whole pieces of 64 rows and a shorter one
+    const engine = await engineFor(checkpointOf(config));
+    expect(worst(await prefillAll(engine, ids), await trainingLogits(config, ids))).toBeLessThan(2e-3);
+    await engine.close();
+  },
+);
+
 describe("in other families", () => {
   it.each(["gemma3", "gpt2"] as const)("%s: windows, learned positions, grouped heads", async (family) => {
     for (const use of [softmaxAttention(), squared(), gatedDeltaRule(), counting()]) {

@@ -87,8 +87,8 @@ export class ModelMechanism {
   readonly bound: BoundMechanism;
   readonly #config: ModelConfig;
   readonly #segments: SegmentCache;
-  /** The model's graph over pieces of rows, and over one row. */
-  readonly #graphs = new Map<boolean, ModelGraph>();
+  /** The model's graph over one row, over a whole piece of rows, and over any number of them. */
+  readonly #graphs = new Map<number | undefined, ModelGraph>();
 
   private constructor(bound: BoundMechanism, config: ModelConfig, options: CompileOptions) {
     this.bound = bound;
@@ -124,12 +124,12 @@ export class ModelMechanism {
   async advance(layer: number, sequence: CarryingSequence, all: MechanismRows, out: Float32Array): Promise<void> {
     const { heads, headDim } = this.#config;
     const wide = heads * headDim;
-    const step = all.rows === 1;
-    const segment = await this.#segments.get(`${layer}|${step}`, () => this.#fromState(layer, step));
-    const size = step ? 1 : this.bound.rows;
+    const size = this.bound.rows;
     let state = sequence.carried[layer] ?? this.#empty();
     for (let first = 0; first < all.rows; first += size) {
       const count = Math.min(size, all.rows - first);
+      const known = count === 1 || count === size ? count : undefined;
+      const segment = await this.#segments.get(`${layer}|${known}`, () => this.#fromState(layer, known));
       const feeds = this.#feeds(segment, layer, all, first, count, state, sequence.rotaryLength);
       const heads_ = out.subarray(first * wide, (first + count) * wide);
       const made = await segment.run(feeds, { heads: { data: heads_, dims: [count, heads, headDim] } });
@@ -179,9 +179,9 @@ export class ModelMechanism {
   }
 
   /** From a layer's projections and state to its heads and the state after them. */
-  #fromState(layer: number, step: boolean): GraphCut {
-    const graph = this.#graphs.get(step) ?? buildModel(this.#config, { state: true, step });
-    this.#graphs.set(step, graph);
+  #fromState(layer: number, rows: number | undefined): GraphCut {
+    const graph = this.#graphs.get(rows) ?? buildModel(this.#config, { state: true, length: rows, step: rows === 1 });
+    this.#graphs.set(rows, graph);
     const at = (name: string) => graph.taps.get(name) as Tensor;
     const tap = (name: string) => at(`${name}.${layer}`);
     const states = Object.keys(this.bound.state ?? {});

@@ -12,7 +12,6 @@ export const gatedLinearAttention = mechanism({
   name: "gated-linear-attention",
   does: "Linear attention whose state decays, by rates that the text decides.",
   rotary: false,
-  rows: 16,
   parameters: z.object({
     gate: z.enum(["fixed", "scalar", "key", "value"]).default("key").describe("what decays at a rate of its own"),
     rank: z.int().min(1).default(16).describe("inner width of the gate's projection"),

@@ -1,4 +1,5 @@
-import { type Checkpoint, type ModelConfig, openCheckpoint } from "../../models/index.js";
+import { boundMechanism, type Checkpoint, type ModelConfig, openCheckpoint } from "../../models/index.js";
+import { mechanismString } from "../../train/index.js";
 import { columns, command } from "../command.js";
 import { formatBytes, formatCount, json } from "../format.js";
 import { jsonOption, loadOptions, modelName, openOptions } from "../model.js";
@@ -23,6 +24,8 @@ interface Inspection {
   /** Bytes that one token takes in all layers' caches, page bounds included; f16 is what others keep. */
   readonly cache_bytes_per_token: { readonly float32: number; readonly int8: number; readonly f16: number };
   readonly attention: ModelConfig["attention"];
+  /** What stands in softmax attention's place, and the bytes of state that a sequence takes. */
+  readonly mechanism?: { readonly name: string; readonly state_bytes: number };
   readonly rotary: ModelConfig["rotary"];
   readonly tokenizer: {
     readonly vocab: number;
@@ -87,6 +90,12 @@ async function describe({ name, config, ...checkpoint }: Checkpoint): Promise<In
       f16: 2 * 2 * layers * kvHeads * headDim,
     },
     attention: config.attention,
+    ...(config.mechanism && {
+      mechanism: {
+        name: mechanismString(config.mechanism),
+        state_bytes: layers * (boundMechanism(config)?.stateBytes ?? 0),
+      },
+    }),
     rotary: config.rotary,
     tokenizer: {
       vocab: tokenizer.vocabSize,
@@ -100,7 +109,7 @@ async function describe({ name, config, ...checkpoint }: Checkpoint): Promise<In
 }
 
 function print(inspection: Inspection): string {
-  const { shape, attention, rotary, tokenizer, cache_bytes_per_token: cache } = inspection;
+  const { shape, attention, mechanism, rotary, tokenizer, cache_bytes_per_token: cache } = inspection;
   const group = shape.heads / shape.kvHeads;
   const windows = attention.windowLayers.filter(Boolean).length;
   const extras = [
@@ -120,11 +129,13 @@ function print(inspection: Inspection): string {
     ["layers", String(shape.layers)],
     ["width", `${shape.width}, MLP ${shape.mlpWidth}`],
     ["heads", `${shape.heads} of ${shape.headDim}, ${shape.kvHeads} key-value heads (${group} queries each)`],
-    ["attention", extras.join("; ") || "full"],
+    ["attention", mechanism?.name ?? (extras.join("; ") || "full")],
     ["positions", `${shape.maxPositions}${rotary ? `, rotary base ${rotary.base}` : ", learned"}`],
     ["parameters", formatCount(inspection.parameters)],
     ["weights", `${formatBytes(inspection.bytes)} (${types.join(", ")})`],
-    ["cache", `a token takes ${formatBytes(cache.int8)} in int8, ${formatBytes(cache.float32)} in float32`],
+    mechanism && mechanism.state_bytes > 0
+      ? ["state", `${formatBytes(mechanism.state_bytes)}, however long the text is`]
+      : ["cache", `a token takes ${formatBytes(cache.int8)} in int8, ${formatBytes(cache.float32)} in float32`],
     ["tokenizer", `${tokenizer.type} of ${tokenizer.vocab}; ${special.join("; ")}`],
     ["hash", inspection.hash],
   ];
