@@ -59,7 +59,7 @@ export interface BuildOptions {
   readonly batch?: boolean;
   /** Layers compute their inner values again when gradients are taken, and keep only what enters them. Default false. */
   readonly recompute?: boolean;
-  /** With `batch`: T as a number. Mechanisms with a state then go chunk by chunk. Default: any T, in one piece. */
+  /** T as a number. Mechanisms with a state then go chunk by chunk. Default: any T, in one piece. */
   readonly length?: number;
   /**
    * A mechanism's state comes in and goes out: inputs `state.l.name` [1, ...], taps `new_state.l.name`. T is then at most
