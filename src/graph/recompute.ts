@@ -6,7 +6,7 @@ let blocks = 0;
  * Builds a block of a graph whose inner values `gradients` computes again in the backward pass instead of keeping them:
  * a run then holds the inner values of one block at a time, and takes about a third longer. `build` is called once;
  * only what it computes from `inputs` is recomputed, so weights, masks and tables may come from outside. The results and
- * the gradients are the same as without. Blocks may follow one another; of nested ones the outermost counts.
+ * the gradients are the same up to rounding. Blocks may follow one another; of nested ones the outermost counts.
  *
  * @example
  * for (const layer of layers) x = recompute([x], (x) => layer(x));
