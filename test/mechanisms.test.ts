@@ -194,6 +194,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
     const right = await step(sequence, ids[20]);
     const next = await step(sequence, ids[21]);
     sequence.rollback(mark);
+    expect(worst(await step(sequence, ids[20]), right)).toBe(0);
     await step(sequence, 2); // another way
     expect(worst(await step(copy, ids[20]), right)).toBe(0);
     const opened = decodeSequence(file, engine.pool, composed, engine.shape, print).sequence;
