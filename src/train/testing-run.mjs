@@ -5,7 +5,7 @@ import { counting } from "../../dist/train/testing.js";
 await train({
   model: decoder({ layers: 1, width: 32, heads: 2, vocabulary: 300 }),
   data: counting({ rows: 4, length: 16 }),
-  steps: 60,
+  steps: 200,
   optimizer: adamW({ rate: 1e-2 }),
   logEvery: 1,
   saveEvery: 3,
