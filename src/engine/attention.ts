@@ -136,7 +136,7 @@ export class AttentionRunner {
     }
 
     // positions
-    const unrotated = hooks.select.length > 0 ? q.slice() : q;
+    const unrotated = hooks.select.length === 0 ? q : rows === 1 ? this.#scratch.copy(q) : q.slice();
     const table = sequence.tables?.[layer];
     let plan = table?.plan ?? null;
     let queryAt: ArrayLike<number> = positions;
@@ -460,11 +460,19 @@ export function mergeInto({ output, lse }: Partial, next: Partial, valueDim: num
 /** Work arrays of one runner, reused from step to step: steps never overlap. */
 class Scratch {
   #output = new Float32Array(0);
+  #copy = new Float32Array(0);
   #sums: [Float32Array, Float32Array] = [new Float32Array(0), new Float32Array(0)];
 
   output(size: number): Float32Array {
     if (this.#output.length !== size) this.#output = new Float32Array(size);
     return this.#output;
+  }
+
+  /** A copy that holds until the next one is asked for. */
+  copy(x: Float32Array): Float32Array {
+    if (this.#copy.length < x.length) this.#copy = new Float32Array(x.length);
+    this.#copy.set(x);
+    return this.#copy.length === x.length ? this.#copy : this.#copy.subarray(0, x.length);
   }
 
   sums(size: number): [Float32Array, Float32Array] {

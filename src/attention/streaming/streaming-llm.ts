@@ -106,8 +106,9 @@ export function streamingParts(
     while (to < kvHeads && step.view.length(to) === length && countSinks(step.view, to, sinks) === first) to++;
     const heads = from === 0 && to === kvHeads ? {} : { heads: [from, to] as const };
     const start = step.rows === 1 && !turn ? Math.max(first, length - window) : first;
-    if (first > 0) parts.push({ ...heads, entries: { ranges: [[0, first]] }, ...(query && { query }) });
+    // the long part first, while the kernels' threads are still awake from storing the token
     parts.push({ ...heads, entries: { ranges: [[start, length]] }, ...(turn ? {} : { window }) });
+    if (first > 0) parts.push({ ...heads, entries: { ranges: [[0, first]] }, ...(query && { query }) });
     from = to;
   }
   return parts;
