@@ -27,7 +27,8 @@ export function ask(fact: Fact, wording: Wording, random: Random): string {
   const what = wording.instead?.what ?? `the ${slotText(fact, "what")}`;
   if (isEvent(fact)) return askEvent(fact, wording, random);
   const last = wording.last ? "current " : "";
-  return `What is the ${last}${fact.property.name} of ${what}?`;
+  const word = fact.property.value === "name" ? "Who" : "What";
+  return `${word} is the ${last}${fact.property.name} of ${what}?`;
 }
 
 function askEvent(fact: EventFact, wording: Wording, random: Random): string {

@@ -93,20 +93,20 @@ describe("documents with known answers", () => {
   it("leaves no mark of its making, and keeps to the length", () => {
     for (const [, { document, questions }] of all) {
       expect(document.length).toBeLessThanOrEqual(1600);
-      expect(document + questions.map((one) => one.text).join("")).not.toMatch(/[\u0001-\u0003]|undefined|\s$| {2}/);
+      expect(document + questions.map((one) => one.text).join("")).not.toMatch(/\p{Cc}(?<!\n)|undefined|\s$| {2}/u);
     }
     const words = (text: string) => text.split(/\s+/).length;
     for (const renderer of RENDERERS) {
       const { document } = made("single", 5, { length: 900, count: words, renderers: [renderer] });
       expect(words(document)).toBeLessThanOrEqual(900);
-      expect(words(document)).toBeGreaterThan(830);
+      expect(words(document)).toBeGreaterThan(850);
     }
   });
 
   it("gives the same bytes for the same seed", () => {
     const bytes = (seed: number) => hash(JSON.stringify(made(["single", "latest", "two-hop", "form"], seed)));
     expect([1, 2, 3].map(bytes)).toEqual([1, 2, 3].map(bytes));
-    expect([1, 2, 3].map(bytes)).toEqual([0, 0, 0]);
+    expect([1, 2, 3].map(bytes)).toEqual([197336918, 3392935411, 905171598]);
   });
 
   it("asserts opinions that are wrong, and plants what is no answer", () => {
@@ -175,7 +175,7 @@ describe("documents with known answers", () => {
     const layouts = new Set<string>();
     const slots = new Set<string>();
     let text = "";
-    for (let seed = 0; seed < 150; seed++) {
+    for (let seed = 0; seed < 400; seed++) {
       const one = made("single", seed, { frames: "all", filler: [], length: 3000, questions: 8 });
       for (const verb of one.verbs) verbs.add(verb);
       for (const form of one.forms) forms.add(form);

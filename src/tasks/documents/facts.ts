@@ -92,7 +92,8 @@ const be = (fact: EventFact): string => (fact.count === undefined ? "was" : "wer
 
 /** A fact as a sentence, or two in the pronoun form; marked with its number and its slots. */
 export function realise(fact: Fact, form: Form, random: Random): string {
-  const text = isEvent(fact) ? event(fact, form, random) : property(fact, form, random);
+  if (!isEvent(fact)) return mark(String(fact.id), capitalise(property(fact, form, random)));
+  const text = event(fact, form, random);
   return mark(String(fact.id), fact.later ? `Later, ${text}` : capitalise(text));
 }
 
@@ -138,7 +139,7 @@ function cleft(fact: EventFact, random: Random): string {
 
 /** Sentences that name somebody, for the pronoun that follows. */
 const PERSON_LEADS = ["was asked to help", "had work to do", "is a reliable person", "was the right person"];
-const THING_LEADS = ["there was talk of", "some people asked about", "the next point is", "this note is about"];
+const THING_LEADS = ["there was talk of", "some people asked about", "many people knew of", "this note is about"];
 
 function pronoun(fact: EventFact, random: Random): string {
   const { past } = fact.frame;

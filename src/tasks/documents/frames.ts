@@ -10,20 +10,22 @@ export interface Frame {
   readonly types: readonly ThingType[];
   /** "sent the letter TO whom"; undefined: no second person. */
   readonly preposition?: string;
+  /** The sentence sounds unfinished without the second person. */
+  readonly needsWhom?: boolean;
 }
 
-/** One verb a line: base past participle: types of object: preposition of the second person. */
+/** One verb a line: base past participle: types of object: preposition of the second person, "!" where it must be said. */
 const TABLE = `
 repair repaired repaired: device vehicle furniture building
-paint painted painted: building furniture vehicle container
+paint painted painted: picture building furniture vehicle container
 clean cleaned cleaned: device vehicle garment furniture
 buy bought bought: device vehicle garment furniture animal object: from
 sell sold sold: device vehicle garment furniture animal object: to
 send sent sent: document container object: to
-give gave given: object garment plant container: to
+give gave given: object garment plant container: to!
 lend lent lent: device vehicle object tool: to
 borrow borrowed borrowed: device vehicle object tool: from
-steal stole stolen: object vehicle animal artwork
+steal stole stolen: object vehicle animal picture
 find found found: object document animal tool
 lose lost lost: object document garment tool
 hide hid hidden: object document container tool
@@ -48,21 +50,21 @@ fold folded folded: garment document
 wear wore worn: garment
 tailor tailored tailored: garment: for
 dye dyed dyed: garment
-choose chose chosen: garment artwork furniture plan
+choose chose chosen: garment artwork picture furniture plan
 design designed designed: building garment vehicle device
 build built built: building furniture vehicle
 demolish demolished demolished: building
-restore restored restored: building artwork furniture
+restore restored restored: building picture furniture
 inspect inspected inspected: building device vehicle
 rent rented rented: building vehicle device: from
 visit visited visited: building event
-guard guarded guarded: building object container
+guard guarded guarded: building object container picture
 decorate decorated decorated: building food container
 photograph photographed photographed: building animal plant
 sketch sketched sketched: building animal plant
 draw drew drawn: animal building plant
-enlarge enlarged enlarged: building artwork
-insure insured insured: building vehicle artwork
+enlarge enlarged enlarged: building picture
+insure insured insured: building vehicle picture
 abandon abandoned abandoned: building vehicle plan
 renovate renovated renovated: building
 survey surveyed surveyed: building
@@ -130,7 +132,7 @@ move moved moved: furniture container plant
 lift lifted lifted: furniture container
 drop dropped dropped: container object tool
 varnish varnished varnished: furniture
-carve carved carved: furniture artwork
+carve carved carved: furniture picture
 upholster upholstered upholstered: furniture
 arrange arranged arranged: furniture event
 store stored stored: furniture container tool
@@ -156,13 +158,13 @@ receive received received: document container: from
 accept accepted accepted: document plan: from
 reject rejected rejected: document plan: from
 return returned returned: document tool garment: to
-hand handed handed: document object tool: to
-mail mailed mailed: document container: to
-forward forwarded forwarded: document: to
+hand handed handed: document object tool: to!
+mail mailed mailed: document container: to!
+forward forwarded forwarded: document: to!
 dictate dictated dictated: document: to
-submit submitted submitted: document plan: to
+submit submitted submitted: document plan: to!
 present presented presented: document plan: to
-show showed shown: document object artwork: to
+show showed shown: document object artwork picture: to!
 explain explained explained: plan document: to
 describe described described: plan animal: to
 discuss discussed discussed: plan document: with
@@ -175,7 +177,7 @@ support supported supported: plan event
 finance financed financed: plan event building
 reveal revealed revealed: plan: to
 study studied studied: plan document plant
-review reviewed reviewed: plan artwork document
+review reviewed reviewed: plan artwork picture document
 postpone postponed postponed: event plan
 cancel cancelled cancelled: event plan
 defend defended defended: plan
@@ -200,19 +202,19 @@ televise televised televised: event
 sing sang sung: artwork
 perform performed performed: artwork
 compose composed composed: artwork: for
-exhibit exhibited exhibited: artwork
-frame framed framed: artwork
-auction auctioned auctioned: artwork object
+exhibit exhibited exhibited: picture
+frame framed framed: picture
+auction auctioned auctioned: picture object
 praise praised praised: artwork event
-admire admired admired: artwork building
-acquire acquired acquired: artwork object: from
-donate donated donated: artwork object garment: to
-inherit inherited inherited: artwork object furniture building: from
-damage damaged damaged: artwork device furniture
-hang hung hung: artwork
-identify identified identified: artwork plant animal
-discover discovered discovered: artwork plant object
-appraise appraised appraised: artwork object
+admire admired admired: artwork picture building
+acquire acquired acquired: artwork picture object: from
+donate donated donated: picture object garment: to
+inherit inherited inherited: picture object furniture building: from
+damage damaged damaged: picture device furniture
+hang hung hung: picture
+identify identified identified: artwork picture plant animal
+discover discovered discovered: artwork picture plant object
+appraise appraised appraised: picture object
 pawn pawned pawned: object
 engrave engraved engraved: object
 polish polished polished: object
@@ -221,7 +223,7 @@ bring brought brought: object food: to
 take took taken: object tool: from
 trade traded traded: object animal: with
 offer offered offered: object food plant: to
-promise promised promised: object animal: to
+promise promised promised: object animal: to!
 win won won: object animal
 keep kept kept: object animal document
 smuggle smuggled smuggled: object animal container
@@ -230,7 +232,7 @@ claim claimed claimed: object animal
 forget forgot forgotten: object garment document
 hold held held: event
 notice noticed noticed: object animal plant
-recognise recognised recognised: object animal artwork
+recognise recognised recognised: object animal artwork picture
 recover recovered recovered: object vehicle: from
 remove removed removed: object furniture plant
 count counted counted: object container animal
@@ -247,39 +249,46 @@ register registered registered: vehicle document animal
 mark marked marked: container document plant
 track tracked tracked: animal container
 lease leased leased: building vehicle device: to
-grant granted granted: document: to
-quote quoted quoted: document artwork: to
-recommend recommended recommended: artwork food building: to
+grant granted granted: document: to!
+quote quoted quoted: document artwork: to!
+recommend recommended recommended: artwork picture food building: to
 demonstrate demonstrated demonstrated: device tool: to
 modify modified modified: device vehicle plan
 upgrade upgraded upgraded: device
 shorten shortened shortened: garment document event
-admit admitted admitted: plan: to
+admit admitted admitted: plan: to!
 burnish burnished burnished: object
 harvest harvested harvested: plant
 trim trimmed trimmed: plant
 shelter sheltered sheltered: animal plant
 evaluate evaluated evaluated: plan device document
 circulate circulated circulated: document plan
-finish finished finished: artwork document building
-begin began begun: artwork document building
+finish finished finished: artwork picture document building
+begin began begun: artwork picture document building
 weave wove woven: garment
 embroider embroidered embroidered: garment
 bottle bottled bottled: food
 sample sampled sampled: food
 launch launched launched: vehicle plan
 anchor anchored anchored: vehicle
-commission commissioned commissioned: artwork building: from
+commission commissioned commissioned: artwork picture building: from
 `;
 
-/** Verbs that read as another word in a sentence, or say nothing without more, stay out: each base once. */
+/** A verb that stands twice counts once. */
 function parse(table: string): Frame[] {
   const frames = new Map<string, Frame>();
   for (const line of table.trim().split("\n")) {
     const [forms, types, preposition] = line.split(":").map((part) => part.trim());
     const [base, past, participle] = forms.split(" ");
     if (frames.has(base)) continue;
-    frames.set(base, { base, past, participle, types: types.split(" ") as ThingType[], preposition });
+    frames.set(base, {
+      base,
+      past,
+      participle,
+      types: types.split(" ") as ThingType[],
+      preposition: preposition?.replace("!", ""),
+      needsWhom: preposition?.endsWith("!"),
+    });
   }
   return [...frames.values()];
 }
@@ -308,43 +317,57 @@ export interface Property {
   readonly unit?: string;
   /** Types of thing that have it; undefined: any that can be touched. */
   readonly types?: readonly ThingType[];
+  /** Its value can change, so that the current one can be asked for. */
+  readonly changes?: boolean;
+  readonly split: Split;
 }
 
-const code = (name: string): Property => ({ name, value: "code" });
-const person = (name: string, types?: readonly ThingType[]): Property => ({ name, value: "name", types });
-const amount = (name: string, unit: string, types?: readonly ThingType[]): Property => ({
-  name,
-  value: "amount",
-  unit,
-  types,
-});
+/** One property a line: name: type of value, unit: types of thing; "*" changes, "h" held out. */
+const PROPERTY_TABLE = `
+serial number: code: device vehicle tool furniture
+inventory number: code:
+tracking code *: code: container document
+insurance number *: code:
+access code *h: code: building container device
+permit number h: code: vehicle animal building
+owner *: name:
+former owner: name:
+keeper *: name:
+buyer: name:
+heir h: name: object furniture building
+maker: name: device vehicle garment furniture tool object
+author: name: document artwork
+painter: name: picture
+architect: name: building
+price *: amount crowns:
+value *h: amount pounds:
+rent *: amount crowns: building vehicle
+weight: amount kilograms: device vehicle furniture container animal
+height: amount metres: building
+length: amount pages: document
+age: amount years: building vehicle furniture
+place of origin: place: device vehicle garment furniture animal object
+storage place *: place: picture device furniture container tool object garment
+place of discovery h: place: object animal document
+date of purchase: date:
+date of inspection: date: device vehicle building animal
+`;
 
-/** The properties. */
-export const PROPERTIES: readonly Property[] = [
-  code("serial number"),
-  code("inventory number"),
-  code("stock number"),
-  code("tracking code"),
-  code("insurance number"),
-  person("owner"),
-  person("former owner"),
-  person("keeper"),
-  person("buyer"),
-  person("maker", ["device", "vehicle", "garment", "furniture", "tool", "object"]),
-  person("author", ["document"]),
-  person("architect", ["building"]),
-  amount("price", "crowns"),
-  amount("weight", "kilograms", ["device", "vehicle", "furniture", "container", "animal"]),
-  amount("height", "metres", ["building"]),
-  amount("value", "pounds"),
-  amount("length", "pages", ["document"]),
-  { name: "place of origin", value: "place" },
-  { name: "storage place", value: "place", types: ["device", "furniture", "container", "tool", "object", "artwork"] },
-  { name: "date of purchase", value: "date" },
-  { name: "date of inspection", value: "date", types: ["device", "vehicle", "building", "animal"] },
-];
-
-/** Every seventh property is held out. */
-export function propertySplit(property: Property): Split {
-  return PROPERTIES.indexOf(property) % 7 === 3 ? "held-out" : "train";
+function parseProperty(line: string): Property {
+  const [head, kind, types] = line.split(":").map((part) => part.trim());
+  const [, name, flags] = /^(.*?)(?: ([*h]+))?$/.exec(head)!;
+  const [value, unit] = kind.split(" ");
+  return {
+    name,
+    value: value as ValueType,
+    unit,
+    types: types === "" ? undefined : (types.split(" ") as ThingType[]),
+    changes: flags?.includes("*"),
+    split: flags?.includes("h") ? "held-out" : "train",
+  };
 }
+
+/** All properties of the table. */
+export const PROPERTIES: readonly Property[] = PROPERTY_TABLE.trim().split("\n").map(parseProperty);
+
+export const propertySplit = (property: Property): Split => property.split;

@@ -147,7 +147,13 @@ function make(options: DocumentOptions, kinds: readonly Kind[], random: Random):
 
   const drafts = plans.map((plan) => plan.build(facts));
   if (drafts.some((draft) => draft === undefined)) return undefined;
-  const pinned = options.depth === undefined ? undefined : new Set(drafts[0]!.evidence);
+  const atDepth = new Set<Fact | undefined>(drafts[0]!.evidence);
+  const versions = new Set<Fact | undefined>(plans[0].ordered);
+  const pinned = options.depth !== undefined && {
+    at: (one: Unit) => one.fact !== undefined && atDepth.has(one.fact),
+    before: (one: Unit) => one.fact !== undefined && versions.has(one.fact),
+    depth: options.depth,
+  };
   const units = fill([...instruction, ...facts.map(unit)], {
     sentences: run(
       (options.filler ?? []).filter((text) => text.split === split),
@@ -157,7 +163,7 @@ function make(options: DocumentOptions, kinds: readonly Kind[], random: Random):
     count,
     size: (list) => size(layOut(list)),
     random,
-    pinned: pinned && { holds: (one) => one.fact !== undefined && pinned.has(one.fact), depth: options.depth! },
+    pinned: pinned || undefined,
   });
   const { text: document, spans } = unmark(layOut(units));
   const present = facts.map((fact) => said.get(fact)!);
@@ -216,33 +222,32 @@ interface Filling {
   readonly count: (text: string) => number;
   readonly size: (units: readonly Unit[]) => number;
   readonly random: Random;
-  readonly pinned?: { holds(unit: Unit): boolean; depth: number };
+  /** Units that stand at a depth, and those that must stand before them. */
+  readonly pinned?: { at(unit: Unit): boolean; before(unit: Unit): boolean; depth: number };
 }
 
 /** Spreads the units over as much filler as there is room for, each at a random depth, in their order. */
 function fill(units: readonly Unit[], { sentences, length, count, size, random, pinned }: Filling): Unit[] {
+  const cuts = units.map(() => random.next()).sort((a, b) => a - b);
+  const placed = pinned ? pin(units, cuts, pinned) : units.map((unit, i) => ({ unit, depth: cuts[i] }));
   const texts: string[] = [];
   const sizes: number[] = [];
-  let room = length - size(units);
-  while (room > 0) {
-    const { value, done } = sentences.next();
-    if (done) break;
-    texts.push(value);
-    sizes.push(count(` ${value}`));
-    room -= sizes[sizes.length - 1];
-  }
-  const cuts = units.map(() => random.next()).sort((a, b) => a - b);
-  const depths = pinned ? pin(units, cuts, pinned) : units.map((unit, i) => ({ unit, depth: cuts[i] }));
-  for (;;) {
-    const mixed = merge(depths, texts);
-    const over = size(mixed) - length;
-    if (over <= 0 || texts.length === 0) return mixed;
-    let dropped = 0;
-    while (dropped < over && texts.length > 0) {
-      texts.pop();
-      dropped += sizes.pop()!;
+  let room = length - size(merge(placed, texts));
+  // Layouts add to the sentences, so the room is found in a few rounds; the last ones only take away.
+  for (let round = 0; round < 4 && room > 0; round++) {
+    for (let left = room; left > 0; left -= sizes[sizes.length - 1]) {
+      const { value, done } = sentences.next();
+      if (done) break;
+      texts.push(value);
+      sizes.push(count(value));
     }
+    room = length - size(merge(placed, texts));
   }
+  while (room < 0 && texts.length > 0) {
+    for (let over = -room; over > 0 && texts.length > 0; over -= sizes.pop()!) texts.pop();
+    room = length - size(merge(placed, texts));
+  }
+  return merge(placed, texts);
 }
 
 interface Placed {
@@ -250,9 +255,11 @@ interface Placed {
   readonly depth: number;
 }
 
-/** Pinned units stand at their depth, the others around them. */
-function pin(units: readonly Unit[], cuts: readonly number[], pinned: NonNullable<Filling["pinned"]>): Placed[] {
-  const placed = units.map((unit, i) => ({ unit, depth: pinned.holds(unit) ? pinned.depth : cuts[i] }));
+function pin(units: readonly Unit[], cuts: readonly number[], { at, before, depth }: NonNullable<Filling["pinned"]>) {
+  const placed: Placed[] = units.map((unit, i) => {
+    if (at(unit)) return { unit, depth };
+    return { unit, depth: before(unit) ? cuts[i] * depth : cuts[i] };
+  });
   return placed.sort((a, b) => a.depth - b.depth);
 }
 
@@ -299,9 +306,10 @@ class Finisher {
   question(kind: Kind, draft: Draft): Question {
     const { document, planted, spans } = this.given;
     const at = (fact: Fact) => spans.get(String(fact.id))![0];
-    const evidence = draft.evidence.map(at);
-    const copied = [...evidence].sort((a, b) => a[0] - b[0]);
-    const found = kind === "rewriting" ? copied : draft.answers.map((fact) => spans.get(label(fact, draft.slot!))![0]);
+    const rests = draft.evidence.map(at);
+    const evidence = kind === "two-hop" ? rests : rests.sort((a, b) => a[0] - b[0]);
+    const found =
+      kind === "rewriting" ? evidence : draft.answers.map((fact) => spans.get(label(fact, draft.slot!))![0]);
     const answers = [...found].sort((a, b) => a[0] - b[0]);
     const joined = answers.map(([start, end]) => document.slice(start, end)).join(kind === "rewriting" ? "\n" : ", ");
     const stated = draft.fixed || joined;

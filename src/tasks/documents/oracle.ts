@@ -132,7 +132,7 @@ function readActive(found: RegExpExecArray | null, before: string, there: boolea
   read.who = pronoun ? new RegExp(`(${NAME}) (?:was|had|is|went|travelled)`).exec(before)?.[1] : who;
   if (there) read.where = new RegExp(` to (${PLACE})\\.$`).exec(before)?.[1];
   const named = / (?:it|them)$/.test(object)
-    ? new RegExp(`(?:about|of|is) (${WHAT})\\.$`).exec(before)?.[1]
+    ? new RegExp(`(?:about|of) (${WHAT})\\.$`).exec(before)?.[1]
     : object.trim();
   return named === undefined ? undefined : { ...read, ...readWhat(named) };
 }
@@ -149,7 +149,7 @@ function rowsOf(document: string, verbs: readonly Verb[]): Read[] {
         which: fields.get("number"),
         whom: fields.get("with whom")?.replace(/^\w+ /, ""),
         where: fields.get("where"),
-        when: fields.get("when")?.replace(/^\w+ /, ""),
+        when: fields.get("when"),
         text,
       }),
     );
@@ -232,6 +232,8 @@ function answer(document: string, question: string): string {
       who !== undefined
         ? find(document, thingVerb, { who }, "what")
         : find(document, personVerb, { what: thing }, "who");
+    // Nothing, or two things: then the question has no one answer.
+    if (inner === NOT_STATED || inner.includes(" | ")) return inner;
     return answer(document, question.replace(phrase, who !== undefined ? `the ${inner}` : inner));
   }
   return (
@@ -275,7 +277,7 @@ function listed(document: string, question: string): string | undefined {
 }
 
 function property(document: string, question: string): string | undefined {
-  const found = /^What is the (current )?(.+) of the ([a-z]+ [a-z]+)\?$/.exec(question);
+  const found = /^(?:What|Who) is the (current )?(.+) of the ([a-z]+ [a-z]+)\?$/.exec(question);
   if (found === null) return undefined;
   return decide(valuesOf(document, found[2], found[3]), found[1] !== undefined);
 }

@@ -64,6 +64,11 @@ export class Planner {
     return fact;
   }
 
+  /** Whether a fact of this verb names its second person. */
+  #speaksOf(frame: Frame): boolean {
+    return frame.preposition !== undefined && (frame.needsWhom === true || this.random.chance(0.6));
+  }
+
   /** An event; what `set` gives is taken as it is, undefined included. */
   event(set: Partial<Omit<EventFact, "id">> = {}): EventFact {
     const { random, words } = this;
@@ -79,19 +84,24 @@ export class Planner {
       thing: set.thing ?? words.thing(type),
       count,
       code,
-      whom: frame.preposition !== undefined && random.chance(0.6) ? words.person() : undefined,
+      whom: this.#speaksOf(frame) ? words.person() : undefined,
       where: place ? words.place() : undefined,
       when: !place || random.chance(0.5) ? words.when() : undefined,
       ...set,
     });
   }
 
+  #properties(): Property[] {
+    return PROPERTIES.filter((one) => this.frames === "all" || propertySplit(one) === this.frames);
+  }
+
+  /** A property of a thing. */
   property(set: Partial<Omit<PropertyFact, "id">> = {}): PropertyFact {
     const { random, words } = this;
     const of = (property: Property, type: ThingType) => property.types?.includes(type) ?? SOLID_TYPES.has(type);
-    const pool = PROPERTIES.filter((one) => this.frames === "all" || propertySplit(one) === this.frames);
+    const pool = this.#properties();
     const fitting = set.thing ? pool.filter((one) => of(one, set.thing!.type)) : pool;
-    const property = set.property ?? random.pick(fitting.length > 0 ? fitting : pool.filter((one) => !one.types));
+    const property = set.property ?? random.pick(fitting);
     const type = set.thing?.type ?? random.pick(THING_TYPES.filter((one) => of(property, one)));
     const thing = set.thing ?? words.thing(type);
     return this.#add({ id: this.#id++, property, thing, value: this.value(property), ...set });
@@ -173,7 +183,7 @@ export class Planner {
     let slot: Slot;
     if (random.chance(0.3)) {
       slot = "value";
-      const first = this.property();
+      const first = this.property({ property: random.pick(this.#properties().filter((one) => one.changes)) });
       versions.push(first);
       for (let i = 1; i < n; i++)
         versions.push(this.property({ ...bare(first), value: this.value(first.property), later: true }));
@@ -211,7 +221,7 @@ export class Planner {
     const first = this.event({ count: undefined, code: undefined });
     const simple = { count: undefined, code: undefined };
     const second: Fact = byThing
-      ? random.chance(0.3) && SOLID_TYPES.has(first.thing.type)
+      ? random.chance(0.3) && SOLID_TYPES.has(first.thing.type) // each split has a property of every such type
         ? this.property({ thing: first.thing })
         : this.event({ ...simple, thing: first.thing, where: words.place() })
       : this.event({ ...simple, who: first.who, where: words.place() });
@@ -245,32 +255,41 @@ export class Planner {
     };
   }
 
-  /** A question near a fact that the document does not answer: another person, or a slot that is not filled. */
+  /** A question near a fact that the document does not answer: a slot that is not filled, another person, another thing. */
   #notStated(): Plan {
     const { random, words } = this;
-    const missing = random.pick(["where", "when"] as const);
-    const empty = random.chance(0.5);
+    const way = random.pick(["slot", "person", "thing"] as const);
+    const slot = random.pick(
+      way === "slot"
+        ? (["where", "when"] as const)
+        : way === "person"
+          ? (["where", "when", "what"] as const)
+          : (["where", "when", "who"] as const),
+    );
     const fact = this.event({
-      where: missing === "where" && empty ? undefined : words.place(),
-      when: missing === "when" && empty ? undefined : words.when(),
+      count: undefined,
+      code: undefined,
+      where: way === "slot" && slot === "where" ? undefined : words.place(),
+      when: way === "slot" && slot === "when" ? undefined : words.when(),
     });
-    const asked: EventFact = empty
-      ? { ...fact, where: fact.where ?? words.place(), when: fact.when ?? words.when() }
-      : { ...fact, who: words.person() };
+    const asked = {
+      ...fact,
+      where: fact.where ?? words.place(),
+      when: fact.when ?? words.when(),
+      ...(way === "person" ? { who: words.person() } : {}),
+      ...(way === "thing" ? { thing: words.withNoun(fact.thing) ?? words.thing(fact.thing.type) } : {}),
+    };
     return {
       kind: "not-stated",
       ordered: [],
       build: (all) => {
-        const given = new Set<Slot>(["who", "what"]);
-        const answered = all.filter((one) => matches(one, asked, given) && slotText(one, missing) !== undefined);
+        // Half of the other people are in the text for something else, so that a name's absence gives nothing away.
+        const others = all.filter(isEvent).filter((one) => one.who.name !== fact.who.name);
+        if (way === "person" && others.length > 0 && random.chance(0.5)) asked.who = random.pick(others).who;
+        const given = new Set<Slot>((["who", "what"] as const).filter((one) => one !== slot));
+        const answered = all.filter((one) => matches(one, asked, given) && slotText(one, slot) !== undefined);
         if (answered.length > 0) return undefined;
-        return {
-          ask: ask(asked, { slot: missing, given }, random),
-          slot: missing,
-          evidence: [],
-          answers: [],
-          fixed: NOT_STATED,
-        };
+        return { ask: ask(asked, { slot, given }, random), slot, evidence: [], answers: [], fixed: NOT_STATED };
       },
     };
   }
@@ -322,7 +341,7 @@ export class Planner {
     const near = { count: undefined, code: undefined, whom: undefined, where: words.place() };
     const set: Partial<Omit<EventFact, "id">>[] = [
       { frame, thing },
-      { frame, thing: words.withNoun(thing) },
+      { frame, thing: words.withNoun(thing) ?? words.thing(thing.type) },
       { who, thing },
       { frame, who },
     ];

@@ -109,21 +109,16 @@ function grouped(units: readonly Unit[], random: Random, block: (facts: readonly
 export const EVENT_COLUMNS = ["who", "action", "what", "how many", "number", "with whom", "where", "when"] as const;
 export const PROPERTY_COLUMNS = ["thing", "property", "value"] as const;
 
+/** A table of the events and one of the properties, each in the order of the facts. */
 function table(facts: readonly Fact[]): string {
-  // Rows of the two sorts stay in order; each run of one sort is a table.
-  const blocks: string[] = [];
-  for (let i = 0; i < facts.length; ) {
-    const sort = isEvent(facts[i]);
-    let end = i;
-    while (end < facts.length && isEvent(facts[end]) === sort) end++;
-    const columns = sort ? EVENT_COLUMNS : PROPERTY_COLUMNS;
-    const head = `| ${columns.join(" | ")} |\n| ${columns.map(() => "---").join(" | ")} |`;
-    blocks.push(
-      [head, ...facts.slice(i, end).map((fact) => mark(String(fact.id), `| ${cells(fact).join(" | ")} |`))].join("\n"),
-    );
-    i = end;
-  }
-  return blocks.join("\n\n");
+  const blocks = [facts.filter(isEvent), facts.filter((fact) => !isEvent(fact))].filter((rows) => rows.length > 0);
+  return blocks
+    .map((rows) => {
+      const columns = isEvent(rows[0]) ? EVENT_COLUMNS : PROPERTY_COLUMNS;
+      const head = [columns, columns.map(() => "---")].map((row) => `| ${row.join(" | ")} |`);
+      return [...head, ...rows.map((fact) => mark(String(fact.id), `| ${cells(fact).join(" | ")} |`))].join("\n");
+    })
+    .join("\n\n");
 }
 
 function cells(fact: Fact): string[] {

@@ -19,6 +19,7 @@ export const NOUNS = {
   vehicle: "van ferry tractor wagon bicycle tram canoe barge truck sledge carriage yacht scooter trailer",
   garment: "coat scarf glove jacket hat cloak shawl apron sweater belt dress skirt robe cap blanket",
   artwork: "ballad poem song film novel opera sonnet symphony play story fable anthem",
+  picture: "painting statue portrait mural mosaic sculpture photograph drawing engraving tapestry icon fresco",
   container: "box barrel basket chest crate parcel jar sack suitcase trunk bottle bucket cabinet envelope",
   furniture: "chair table desk bench mirror carpet curtain cradle stool wardrobe cupboard bookcase couch sofa",
   event: "meeting lecture concert festival course exhibition match parade wedding seminar race debate contest",
@@ -50,6 +51,7 @@ const ADJECTIVES: Record<ThingType, string> = {
   vehicle: SOLID,
   garment: CLOTH,
   artwork: "short long secret old new sad merry famous comic tragic solemn gentle popular obscure",
+  picture: "small large old new famous rare colourful faded unfinished gilded oval square round",
   container: SOLID,
   furniture: SOLID,
   event: PUBLIC,
@@ -89,6 +91,7 @@ export const SOLID_TYPES: ReadonlySet<ThingType> = new Set([
   "container",
   "furniture",
   "object",
+  "picture",
 ]);
 
 /** Real words that a made-up word must not be. */
@@ -240,11 +243,12 @@ export class Words {
   /** A made-up lower-case word; `end` picks what it may end in. */
   pseudoWord(end: readonly string[] = list("b d g l m n p r t k nd lt rp nk rm lf")): string {
     const r = this.random;
-    return draw(this.split, this.#used, () => {
+    const make = (): string => {
       const stem = r.chance(0.6) ? r.pick(ONSETS) + r.pick(VOWELS) + r.pick(MIDDLES) : r.pick(ONSETS);
       const word = stem + r.pick(VOWELS) + r.pick(end);
-      return word.length < 5 || REAL.has(word) || word.endsWith("ed") ? `${r.pick(ONSETS)}o${word}` : word;
-    });
+      return word.length < 5 || REAL.has(word) || word.endsWith("ed") ? make() : word;
+    };
+    return draw(this.split, this.#used, make);
   }
 
   pseudoVerb(): string {
@@ -254,18 +258,23 @@ export class Words {
   /** A thing of a type; its noun is new in the document as long as the type has nouns left. */
   thing(type: ThingType): Thing {
     if (this.pseudo) return { type, adjective: this.pseudoWord(), noun: this.pseudoWord() };
-    const nouns = list(NOUNS[type]);
-    const free = nouns.filter((noun) => !this.#used.has(noun));
-    const noun = this.random.pick(free.length > 0 ? free : nouns);
-    this.#used.add(noun);
-    return this.withNoun({ type, noun });
+    const nouns = this.random.shuffle(list(NOUNS[type]));
+    const fresh = nouns.filter((noun) => !this.#used.has(noun));
+    for (const noun of [...fresh, ...nouns]) {
+      const thing = this.withNoun({ type, noun });
+      this.#used.add(noun);
+      if (thing !== undefined) return thing;
+    }
+    // Every pair of the type is used up: any other type has things left.
+    return this.thing(this.random.pick(THING_TYPES));
   }
 
-  /** Another thing that shares the noun. */
-  withNoun({ type, noun }: Pick<Thing, "type" | "noun">): Thing {
+  /** Another thing that shares the noun; undefined where the noun has no adjective of the split left. */
+  withNoun({ type, noun }: Pick<Thing, "type" | "noun">): Thing | undefined {
     if (this.pseudo) return { type, noun, adjective: this.pseudoWord() };
     const adjectives = this.random.shuffle(list(ADJECTIVES[type]));
-    const adjective = adjectives.find((word) => this.#free(`${word} ${noun}`)) ?? adjectives[0];
+    const adjective = adjectives.find((word) => this.#free(`${word} ${noun}`));
+    if (adjective === undefined) return undefined;
     this.#used.add(`${adjective} ${noun}`);
     return { type, noun, adjective };
   }
