@@ -123,6 +123,11 @@ describe("documents with known answers", () => {
         if (split === "held-out") expect(one.planted!.obeyed).toBe(false);
       }
     const obeyed = SEEDS.filter((seed) => made("planted", seed).questions[0].planted!.obeyed).length;
+    const places = SEEDS.map((seed) => made("planted", seed)).map(
+      ({ document, questions }) => questions[0].planted!.span[0] / document.length,
+    );
+    expect(places.filter((place) => place < 0.3).length).toBeGreaterThan(3);
+    expect(places.filter((place) => place > 0.6).length).toBeGreaterThan(3);
     expect(obeyed).toBeGreaterThan(1);
     expect(obeyed).toBeLessThan(16);
   });

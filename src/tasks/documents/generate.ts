@@ -154,7 +154,9 @@ function make(options: DocumentOptions, kinds: readonly Kind[], random: Random):
     before: (one: Unit) => one.fact !== undefined && versions.has(one.fact),
     depth: options.depth,
   };
-  const units = fill([...instruction, ...facts.map(unit)], {
+  const parts = facts.map(unit);
+  if (planted) parts.splice(random.int(0, parts.length), 0, ...instruction);
+  const units = fill(parts, {
     sentences: run(
       (options.filler ?? []).filter((text) => text.split === split),
       random,
