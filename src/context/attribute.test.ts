@@ -6,7 +6,18 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { capture } from "../../test/capture.js";
 import { run } from "../cli/run.js";
 import { compile } from "../graph/index.js";
-import { buildModel, type Checkpoint, modelFeeds, openCheckpoint } from "../models/index.js";
+import {
+  buildModel,
+  type Checkpoint,
+  createTokenizer,
+  FAMILIES,
+  type FamilyName,
+  modelFeeds,
+  openCheckpoint,
+  randomConfig,
+  randomWeights,
+  tinyTokenizer,
+} from "../models/index.js";
 import { type Attribution, attribute, attributedPieces } from "./attribute.js";
 
 const FACTS = "the keeper is Ada. the cook is Tom. the mate is Eve. the keeper is";
@@ -33,8 +44,12 @@ describe.each(NAMES)("%s", (name) => {
   });
   afterAll(() => checkpoint.close());
 
-  /** The answer's log-probability with one inner tensor of the model edited. */
-  async function withEdit(tap: string, edit: (data: Float32Array, dims: readonly number[]) => void): Promise<number> {
+  /** The answer's log-probability, or its logits' margin, with one inner tensor of the model edited. */
+  async function withEdit(
+    tap: string,
+    edit: (data: Float32Array, dims: readonly number[]) => void,
+    of: "probability" | "logit" = "probability",
+  ): Promise<number> {
     const { config, weights } = checkpoint;
     const graph = buildModel(config);
     const inner = graph.taps.get(tap);
@@ -55,30 +70,38 @@ describe.each(NAMES)("%s", (name) => {
     let sum = 0;
     for (let t = prompt - 1; t + 1 < ids.length; t++) {
       const row = logits.subarray(t * config.vocab, (t + 1) * config.vocab);
-      sum += row[ids[t + 1]] - logSumExp(row);
+      sum += row[ids[t + 1]] - (of === "logit" ? row.reduce((a, x) => a + x, 0) / row.length : logSumExp(row));
     }
     return sum;
   }
 
-  /** d/de of the log-probability with something scaled by 1 + e. */
-  async function slope(tap: string, scale: (data: Float32Array, dims: readonly number[], by: number) => void) {
+  /** d/de of the log-probability (or margin) with something scaled by 1 + e. */
+  async function slope(
+    tap: string,
+    scale: (data: Float32Array, dims: readonly number[], by: number) => void,
+    of?: "probability" | "logit",
+  ) {
     const e = 2e-3;
     const [up, down] = [
-      await withEdit(tap, (d, dims) => scale(d, dims, 1 + e)),
-      await withEdit(tap, (d, dims) => scale(d, dims, 1 - e)),
+      await withEdit(tap, (d, dims) => scale(d, dims, 1 + e), of),
+      await withEdit(tap, (d, dims) => scale(d, dims, 1 - e), of),
     ];
     return (up - down) / (2 * e);
   }
 
-  it("gives the answer's log-probability, and by input the slope along each embedding", async () => {
-    const result = await attribute(checkpoint, { prompt: text, answer, method: "input", threads: 1 });
+  it.each(["probability", "logit"] as const)("gives by input the %s's slope along each embedding", async (of) => {
+    const result = await attribute(checkpoint, { prompt: text, answer, method: "input", of, threads: 1 });
     expect(result.tokens.length).toBe(prompt);
     expect(result.logprob).toBeCloseTo(await withEdit("embeddings", () => undefined), 4);
     const { width } = checkpoint.config;
     for (const t of [0, 2, Math.floor(prompt / 2), prompt - 1]) {
-      const wanted = await slope("embeddings", (data, _, by) => {
-        for (let i = t * width; i < (t + 1) * width; i++) data[i] *= by;
-      });
+      const wanted = await slope(
+        "embeddings",
+        (data, _, by) => {
+          for (let i = t * width; i < (t + 1) * width; i++) data[i] *= by;
+        },
+        of,
+      );
       expect(Math.abs(result.tokens[t].score - wanted)).toBeLessThan(0.02 + 0.05 * Math.abs(wanted));
     }
   });
@@ -133,11 +156,58 @@ describe("on models/tiny", () => {
     const bad = (options: object) => attribute(checkpoint, { prompt: FACTS, answer: " Ada", ...options });
     await expect(bad({ prompt: "the kee", answer: "per" })).rejects.toThrow(/one token together/);
     await expect(bad({ answer: "" })).rejects.toThrow(/no answer/);
+    await expect(bad({ method: "magic" })).rejects.toThrow(/method is "magic"; expected one of input, attention/);
+    await expect(bad({ of: "loss" })).rejects.toThrow(/of is "loss"/);
+    await expect(bad({ memory: Number.NaN })).rejects.toThrow(/memory is NaN/);
     await expect(bad({ prompt: "word ".repeat(5000) })).rejects.toThrow(/more than the model's 4096/);
     await expect(bad({ prompt: "word ".repeat(900), memory: 2 ** 29 })).rejects.toThrow(
       /some [\d.]+ GiB; 0\.5 GiB are allowed/,
     );
     await checkpoint.close();
+  });
+});
+
+describe("on random models", () => {
+  const tokenizer = tinyTokenizer();
+  const prompt = "the house by the sea";
+
+  it.each(Object.keys(FAMILIES) as FamilyName[])("%s: both methods give finite scores that differ", async (family) => {
+    const config = randomConfig(family);
+    const checkpoint = { config, weights: randomWeights(config), tokenizer };
+    const both = [];
+    for (const method of ["input", "attention"] as const) {
+      const result = await attribute(checkpoint, { prompt, answer: " and", method, threads: 1 });
+      const scores = result.tokens.map((t) => t.score);
+      expect(scores.every(Number.isFinite)).toBe(true);
+      expect(Math.max(...scores.map(Math.abs))).toBeGreaterThan(0.01);
+      both.push(scores);
+    }
+    expect(both[0]).not.toEqual(both[1]);
+  });
+
+  it("leaves out the end that a tokenizer adds", async () => {
+    const { tokenizer: json, config: named } = tokenizer.files;
+    const end = { SpecialToken: { id: "<|end|>", type_id: 0 } };
+    const ending = createTokenizer(
+      {
+        ...json,
+        post_processor: {
+          type: "TemplateProcessing",
+          single: [{ Sequence: { id: "A", type_id: 0 } }, end],
+          pair: [],
+          special_tokens: { "<|end|>": { id: "<|end|>", ids: [tokenizer.id("<|end|>")], tokens: ["<|end|>"] } },
+        },
+      },
+      named,
+    );
+    expect(ending.encode(prompt).ids.at(-1)).toBe(tokenizer.id("<|end|>"));
+    const config = randomConfig("llama");
+    const weights = randomWeights(config);
+    const ask = { prompt, answer: " and", threads: 1 };
+    const plain = await attribute({ config, weights, tokenizer }, ask);
+    const framed = await attribute({ config, weights, tokenizer: ending }, ask);
+    expect(tokenizer.addsBos).toBe(false);
+    expect(framed).toEqual(plain);
   });
 });
 

@@ -1,6 +1,6 @@
 import { FoveaError } from "../error.js";
 import { compile, gradients, input, type Tensor, tokenLosses } from "../graph/index.js";
-import { buildModel, type Checkpoint, type ModelConfig, modelFeeds } from "../models/index.js";
+import { buildModel, type Checkpoint, type Encoding, type ModelConfig, modelFeeds } from "../models/index.js";
 
 /** How a token's share in an answer is measured. */
 export type AttributionMethod = "input" | "attention";
@@ -62,10 +62,13 @@ export async function attribute(
 ): Promise<Attribution> {
   const { prompt, answer, method = "attention", of = "probability", memory = 4 * 2 ** 30 } = options;
   const { config, weights, tokenizer } = checkpoint;
+  oneOf("method", method, ["input", "attention"]);
+  oneOf("of", of, ["probability", "logit"]);
+  if (!(memory > 0)) throw new FoveaError("bad-input", `memory is ${memory}; expected a number of bytes`);
   if (answer === "") throw new FoveaError("bad-input", "there is no answer to attribute; expected a text");
-  const before = tokenizer.encode(prompt);
+  const before = openEnded(tokenizer, prompt);
   if (before.ids.length === 0) throw new FoveaError("bad-input", "the prompt holds no token to attribute to");
-  const { ids } = tokenizer.encode(prompt + answer);
+  const { ids } = openEnded(tokenizer, prompt + answer);
   if (before.ids.some((id, i) => id !== ids[i]) || ids.length <= before.ids.length)
     throw new FoveaError("bad-input", "the prompt's last token and the answer's first are one token together", {
       hint: "let the space stand before the answer, not behind the prompt",
@@ -109,6 +112,17 @@ export async function attribute(
   }
 }
 
+function oneOf(name: string, given: string, known: readonly string[]): void {
+  if (!known.includes(given))
+    throw new FoveaError("bad-input", `${name} is ${JSON.stringify(given)}; expected one of ${known.join(", ")}`);
+}
+
+/** A text's tokens without the one that would end it: the answer goes on behind the prompt. */
+function openEnded(tokenizer: Checkpoint["tokenizer"], text: string): Encoding {
+  const { ids, offsets } = tokenizer.encode(text);
+  return tokenizer.addsEos ? { ids: ids.slice(0, -1), offsets: offsets.slice(0, -1) } : { ids, offsets };
+}
+
 /** Each row's logit of its target, less the row's mean: [T]. Rows without a target are no use. */
 function logitMargin(logits: Tensor, targets: Tensor): Tensor {
   const own = targets.less(0).where(targets.mul(0), targets).unsqueeze(-1); // [T, 1]
@@ -136,7 +150,9 @@ function byAttention(aim: Tensor, taps: ReadonlyMap<string, Tensor>, { layers, h
 export function attributionBytes(config: ModelConfig, tokens: number): number {
   const { layers, width, heads, kvHeads, headDim, mlpWidth, vocab } = config;
   const perToken = 12 * width + 8 * (heads + kvHeads) * headDim + 6 * mlpWidth;
-  return 4 * (layers * (tokens * perToken + 6 * heads * tokens * tokens) + 4 * tokens * vocab);
+  // a soft-cap keeps the maps before and behind its tanh
+  const maps = config.attention.softcap === undefined ? 6 : 8;
+  return 4 * (layers * (tokens * perToken + maps * heads * tokens * tokens) + 4 * tokens * vocab);
 }
 
 function check(config: ModelConfig, tokens: number, method: AttributionMethod, memory: number): void {

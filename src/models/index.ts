@@ -64,6 +64,6 @@ export { openSafetensors, writeSafetensors } from "./safetensors.js";
 export { type ByteSource, openSource, type SourceLike } from "./source.js";
 export type { TensorFile, TensorInfo, TensorToWrite } from "./tensor-file.js";
 export { tinyTokenizer } from "./tiny-tokenizer.js";
-export { createTokenizer, loadTokenizer, type Tokenizer, type TokenStream } from "./tokenizer.js";
+export { createTokenizer, type Encoding, loadTokenizer, type Tokenizer, type TokenStream } from "./tokenizer.js";
 export { BYTE_CHARACTERS } from "./tokenizer-align.js";
 export { checkpointWeights } from "./weights.js";

@@ -88,6 +88,10 @@ describe("trainTokenizer", () => {
     expect(() => trainTokenizer(["ab"], { vocabulary: 200 })).toThrow(/no room for 258/);
     expect(() => trainTokenizer(["ab ab"], { vocabulary: 400 })).toThrow(/give \d+ tokens of the 400/);
     expect(() => trainTokenizer(["ab"], { vocabulary: 258, end: "</s>" })).toThrow(/not among the special tokens/);
+    for (const special of [[""], ["a"], ["<x>", "<x>"]])
+      expect(() => trainTokenizer(TEXTS, { vocabulary: 260, special })).toThrow(/cannot be a special token/);
+    for (const minFrequency of [0, Number.NaN])
+      expect(() => trainTokenizer(TEXTS, { vocabulary: 260, minFrequency })).toThrow(/at least 1/);
   });
 
   it("is a tokenizer that llama.cpp reads alike", async () => {

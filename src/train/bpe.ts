@@ -36,12 +36,20 @@ const DIGITS = /(\p{N})/u;
  * that sorts first wins, so the same texts give the same tokenizer everywhere. Its pre-tokenizer is one that llama.cpp
  * knows: that of SmolLM ("smollm") with digits apart, else GPT-2's ("gpt-2").
  *
- * @throws FoveaError `bad-input` for a vocabulary too small for bytes and special tokens, or more than the texts give
+ * @throws FoveaError `bad-input` for a vocabulary too small for bytes and special tokens, or more than the texts give;
+ *   for a special token that is empty, a single byte or named twice; for a minFrequency below 1
  */
 export function trainTokenizerFiles(texts: Iterable<string>, options: TokenizerOptions): TokenizerFiles {
   const { vocabulary, special = ["<|begin|>", "<|end|>"], digits = "apart", minFrequency = 2 } = options;
   const { begin = special[0] ?? null, end = special.at(-1), chatTemplate } = options;
   const least = special.length + BYTE_CHARACTERS.length;
+  if (!(Number.isInteger(minFrequency) && minFrequency >= 1))
+    throw new FoveaError("bad-input", `minFrequency is ${minFrequency}; expected a whole number of at least 1`);
+  for (const [i, token] of special.entries())
+    if (token === "" || BYTE_CHARACTERS.includes(token) || special.indexOf(token) !== i)
+      throw new FoveaError("bad-input", `${JSON.stringify(token)} cannot be a special token`, {
+        hint: "each is a text of its own that is not empty and no single byte, such as <|end|>",
+      });
   if (!Number.isInteger(vocabulary) || vocabulary < least)
     throw new FoveaError(
       "bad-input",

@@ -67,6 +67,17 @@ describe("texts", () => {
     }
   });
 
+  it("predicts the next token over a cut, and nothing behind a text's last token", () => {
+    const ids = tokenizer.encode(DOCUMENTS[2]).ids;
+    const length = 4;
+    const rows = Math.floor(ids.length / length);
+    const { targets, weights } = texts([DOCUMENTS[2]], { tokenizer, rows, length }).batch(0) as Batch;
+    const wanted = Array.from({ length: rows * length }, (_, i) => ids[i + 1] ?? -1);
+    expect(rows).toBeGreaterThan(1);
+    expect([...targets]).toEqual(wanted);
+    expect([...weights]).toEqual(wanted.map((id) => (id < 0 ? 0 : 1)));
+  });
+
   it("is a function of the step, shuffled anew each epoch, and another with another seed", () => {
     const make = (seed: number) => texts(DOCUMENTS, { tokenizer, rows: 1, length: 8, seed });
     const [a, b] = [make(1), make(1)];
@@ -102,6 +113,11 @@ describe("texts", () => {
 });
 
 describe("generated", () => {
+  it("refuses documents without tokens, which fill no row", () => {
+    const source = generated("nothing", 10, () => ({ ids: [] }), { rows: 1, length: 4 });
+    expect(() => source.batch(0)).toThrow(/nothing made a document without tokens/);
+  });
+
   it("packs documents with their weights, and fills rows", () => {
     fc.assert(
       fc.property(

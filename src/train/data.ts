@@ -47,7 +47,11 @@ export function generated(
       const random = new Random(mix(seed, step));
       const builder = new BatchBuilder(rows, length, random, options.positions);
       for (let r = 0; r < rows; r++)
-        while (builder.room(r) > 1) builder.add(r, make(Math.floor(random.next() * 2 ** 32), random));
+        while (builder.room(r) > 1) {
+          const document = make(Math.floor(random.next() * 2 ** 32), random);
+          if (document.ids.length === 0) throw new FoveaError("bad-input", `${name} made a document without tokens`);
+          builder.add(r, document);
+        }
       return builder.batch();
     },
   };
