@@ -110,6 +110,17 @@ describe("texts", () => {
     expect(Math.max(...starts.map((d) => d.positions[0]))).toBeGreaterThan(800);
     expect(Math.min(...starts.map((d) => d.positions[0]))).toBeLessThan(200);
   });
+
+  it("spreads documents over far positions with leaps", () => {
+    const source = texts(DOCUMENTS, { tokenizer, rows: 2, length: 16, positions: { upTo: 1000, gaps: 2 } });
+    const found = Array.from({ length: 60 }, (_, step) => documentsOf(source.batch(step) as Batch)).flat();
+    const leaps = found.map(({ positions }) => positions.filter((p, i) => i > 0 && p !== positions[i - 1] + 1).length);
+    expect(new Set(leaps)).toEqual(new Set([0, 1, 2]));
+    const sizes = found.flatMap(({ positions }) => positions.slice(1).map((p, i) => p - positions[i]));
+    expect(Math.min(...sizes)).toBe(1);
+    expect(Math.max(...sizes)).toBeGreaterThan(300);
+    expect(Math.max(...found.flatMap((d) => d.positions))).toBeLessThan(1000);
+  });
 });
 
 describe("generated", () => {

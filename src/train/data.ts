@@ -18,10 +18,11 @@ export interface PackingOptions {
   /** Default 1. */
   readonly seed?: number;
   /**
-   * Positions of a document: from 0 on, or from a random place on so that it ends before `upTo`, which teaches positions
-   * far beyond the length of a sequence.
+   * Positions of a document: from 0 on, or from a random place on so that it ends before `upTo`. With `gaps`, up to that
+   * many leaps at random tokens, of sizes drawn on a logarithmic scale, spread a document over more positions than it has tokens (PoSE,
+   * arXiv:2309.10400): what is learnt on short sequences is learnt for distances up to `upTo`. Default no gaps.
    */
-  readonly positions?: { readonly upTo: number };
+  readonly positions?: { readonly upTo: number; readonly gaps?: number };
 }
 
 /**
@@ -165,11 +166,11 @@ export class BatchBuilder {
     const n = Math.min(count, this.room(row));
     const batch = this.#batch;
     const start = row * this.#length + this.#filled[row];
-    const offset = this.#offset(n);
+    const positions = this.#places(n);
     for (let i = 0; i < n; i++) {
       batch.ids[start + i] = ids[i];
       batch.documents[start + i] = this.#counts[row];
-      batch.positions[start + i] = offset + i;
+      batch.positions[start + i] = positions(i);
       if (i + 1 >= ids.length) continue;
       const weight = weights ? weights[i + 1] : 1;
       batch.targets[start + i] = ids[i + 1];
@@ -179,9 +180,22 @@ export class BatchBuilder {
     this.#counts[row]++;
   }
 
-  #offset(count: number): number {
-    if (!this.#positions) return 0;
-    return Math.floor(this.#random.next() * Math.max(1, this.#positions.upTo - count + 1));
+  /** Where the tokens of a document of `count` lie; called with 0, 1, 2, ... */
+  #places(count: number): (i: number) => number {
+    if (!this.#positions) return (i) => i;
+    const { upTo, gaps = 0 } = this.#positions;
+    const random = (below: number): number => Math.floor(this.#random.next() * below);
+    const leaps = new Map<number, number>();
+    // what a leap leaves of the free positions is for the next one, and at last for the place where the document begins
+    let left = Math.max(0, upTo - count);
+    for (let g = gaps > 0 ? random(gaps + 1) : 0; g > 0; g--) {
+      const size = Math.floor((left + 1) ** this.#random.next()) - 1;
+      left -= size;
+      const at = random(count);
+      leaps.set(at, (leaps.get(at) ?? 0) + size);
+    }
+    let offset = random(left + 1);
+    return (i) => (offset += leaps.get(i) ?? 0) + i;
   }
 
   /** The batch; places that are left over hold token 0, weigh nothing and are texts of their own. */

@@ -71,6 +71,47 @@ export function adamW(
   };
 }
 
+/**
+ * Muon (https://kellerjordan.github.io/posts/muon, in the form of arXiv:2502.16982): a matrix moves by its averaged
+ * gradient made orthogonal, so that all its directions learn at one speed: u = g + momentum * m, m = momentum * m + g;
+ * p -= rate * (0.2 * sqrt(max(rows, columns)) * orthogonal(u) + decay * p). The factor lets it share AdamW's rate and
+ * decay; embeddings and vectors are AdamW's. Defaults: rate 1e-3, momentum 0.95, decay 0.1.
+ */
+export function muon(
+  options: CommonOptions & { rate?: number; momentum?: number; betas?: readonly [number, number] } = {},
+): Optimizer {
+  const { momentum = 0.95, weightDecay = 0.1, decays = decayMatrices } = options;
+  const others = adamW(options);
+  return {
+    ...others,
+    name: "muon",
+    update(p, g, [m, v], scalars) {
+      if (p.rank !== 2 || nameOf(p).startsWith("embed")) return others.update(p, g, [m, v], scalars);
+      const mean = m.mul(momentum).add(g);
+      const size = 0.2 * Math.sqrt(Math.max(...(p.shape as number[])));
+      let step = orthogonal(mean.mul(momentum).add(g)).mul(size);
+      if (weightDecay > 0 && decays(nameOf(p), p.rank)) step = step.add(p.mul(weightDecay));
+      return { value: p.sub(step.mul(scalars.rate)), state: [mean, v.mul(1)] };
+    },
+  };
+}
+
+/**
+ * About the orthogonal matrix next to one [n, m]: five steps of a Newton-Schulz iteration, after which singular values lie
+ * between 0.7 and 1.2.
+ */
+export function orthogonal(matrix: Tensor): Tensor {
+  const [rows, columns] = matrix.shape as number[];
+  const tall = rows > columns;
+  let x = tall ? matrix.transpose() : matrix;
+  x = x.div(x.mul(x).sum().sqrt().add(1e-7));
+  for (let i = 0; i < 5; i++) {
+    const square = x.matmul(x.transpose());
+    x = x.mul(3.4445).add(square.mul(-4.775).add(square.matmul(square).mul(2.0315)).matmul(x));
+  }
+  return tall ? x.transpose() : x;
+}
+
 /** Stochastic gradient descent with momentum: u = momentum * u + g + decay * p; p -= rate * u. Defaults 1e-2, 0.9, 0. */
 export function sgd(options: CommonOptions & { rate?: number; momentum?: number } = {}): Optimizer {
   const { rate = 1e-2, momentum = 0.9, weightDecay = 0, decays = decayMatrices, clip = 1 } = options;

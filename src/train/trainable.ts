@@ -60,6 +60,8 @@ export interface DecoderOptions {
   readonly recompute?: boolean;
   /** What stands in the place of softmax attention. Default: softmax attention. */
   readonly mechanism?: MechanismUse | MechanismFactory;
+  /** Deviation of the first weights of matrices; 1 / sqrt(width) suits small models. Default 0.02. */
+  readonly spread?: number;
   /** Seed of the first weights. Default 1. */
   readonly seed?: number;
   readonly name?: string;
@@ -69,7 +71,7 @@ export interface DecoderOptions {
 const SPREAD = 0.02;
 
 /**
- * A decoder of the Llama family with fresh weights: normal with deviation 0.02, projections into the residual stream
+ * A decoder of the Llama family with fresh weights: normal with deviation `spread` (embeddings 0.02), projections into the residual stream
  * divided by sqrt(2 L) (GPT-2's rule), norms 1.
  *
  * @throws FoveaError `bad-file` for sizes that do not fit together
@@ -104,7 +106,7 @@ export function decoder(options: DecoderOptions = {}): Trainable {
     name,
     config,
     build: (length) => batched(config, length, options.recompute),
-    weights: freshWeights(config, seed),
+    weights: freshWeights(config, seed, options.spread),
     trained: canonicalTensors(config).map((t) => t.name),
     tokenizer,
     ...(options.chatTemplate !== undefined && { chatTemplate: options.chatTemplate }),
@@ -117,9 +119,9 @@ function batched(config: ModelConfig, length: number, recompute = false): ModelG
 }
 
 /** First weights of a model that is to be trained, the same for a seed on every machine. */
-export function freshWeights(config: ModelConfig, seed: number): WeightSource {
+export function freshWeights(config: ModelConfig, seed: number, spread = SPREAD): WeightSource {
   const tensors = new Map(canonicalTensors(config).map((t) => [t.name, t]));
-  const into = SPREAD / Math.sqrt(2 * config.layers);
+  const into = spread / Math.sqrt(2 * config.layers);
   const own = boundMechanism(config)?.weights ?? {};
   return {
     get(name) {
@@ -132,8 +134,8 @@ export function freshWeights(config: ModelConfig, seed: number): WeightSource {
       else if (typeof first === "number") data.fill(first);
       else if (!name.endsWith(".bias")) {
         const next = seededNormals(`${seed}/${name}`);
-        const spread = /\.(o|down)$/.test(name) ? into : SPREAD;
-        for (let i = 0; i < data.length; i++) data[i] = spread * next();
+        const deviation = /\.(o|down)$/.test(name) ? into : name.startsWith("embed") ? SPREAD : spread;
+        for (let i = 0; i < data.length; i++) data[i] = deviation * next();
       }
       return { kind: "float", dtype: "float32", shape: tensor.shape, data };
     },
