@@ -156,6 +156,32 @@ describe("paths, threads and batches", () => {
     expect(checked).toBeGreaterThan(12);
   });
 
+  test("scoring and attending take the part's own queries: doubled ones double the logits", async () => {
+    let checked = 0;
+    const method = hook("double", {
+      select: async (step) => {
+        if (step.firstRow > 0) return [{}];
+        const query = step.q.map((x) => 2 * x);
+        const [once, twice] = [await step.score({}), await step.score({ query })];
+        const seen = once.map((x) => (x === Number.NEGATIVE_INFINITY ? 0 : 1));
+        const wanted = once.map((x, i) => (seen[i] ? 2 * x : 0));
+        const size = Math.max(...wanted.map(Math.abs));
+        expect(
+          distance(
+            twice.map((x, i) => (seen[i] ? x : 0)),
+            wanted,
+          ) / size,
+        ).toBeLessThan(1e-3);
+        expect(distance((await step.attend({ query })).lse, (await step.attend({})).lse)).toBeGreaterThan(1e-2);
+        checked++;
+        return [{}];
+      },
+    });
+    await decoded(engine, [method], 3);
+    // nobody asks for the last layer of this prompt
+    expect(checked).toBe(4 * engine.config.layers - 1);
+  });
+
   test("edits at every tap reach the output, and undoing them restores it", async () => {
     const plain = await allLogits(engine, ids);
     const scale = (by: number) => (step: { x: Float32Array }) => {

@@ -120,8 +120,8 @@ export class PlainLayer {
           this.#rotate(x, heads, at);
           return x;
         },
-        score: async (part = {}) => this.#logits(part, slice(q), rowPositions).data,
-        attend: async (part = {}) => this.#sum(softmax(this.#logits(part, slice(q), rowPositions))),
+        score: async (part = {}) => this.#logits(part, part.query ?? slice(q), rowPositions).data,
+        attend: async (part = {}) => this.#sum(softmax(this.#logits(part, part.query ?? slice(q), rowPositions))),
       };
       out.set(await this.#attend(step), first * width);
     }

@@ -288,8 +288,8 @@ export class AttentionRunner {
         view: source.view,
         cache: base.phase === "prompt" ? null : cache,
         rotate: (at) => rotateAt(at, first, count),
-        logits: (part) => source.logits(query, part),
-        attend: (part) => source.attend(query, part),
+        logits: (part) => source.logits(ownQueries(query, part), part),
+        attend: (part) => source.attend(ownQueries(query, part), part),
       };
       const target = count === all.rows ? out : out.subarray(first * wide, (first + count) * wide);
       await attendWithHooks(hooks, sequence.states, block, fields, shape, source, query, target, this.#scratch);
@@ -396,7 +396,7 @@ async function attendWithHooks(
       if (isPartial(part)) {
         output.set(part.output);
         lse.set(part.lse);
-      } else await source.attendInto(part.query ? { ...query, q: part.query } : query, withBias(part), output, lse);
+      } else await source.attendInto(ownQueries(query, part), withBias(part), output, lse);
       if (i > 0) mergeInto({ output: out, lse: sums[0] }, { output, lse }, shape.valueDim);
     }
     if (parts.length === 0) out.fill(0);
@@ -414,7 +414,7 @@ async function attendWithHooks(
       throw new FoveaError("unsupported", "a ready partial result has no rows of weights to edit or observe", {
         hint: "use the selecting method without methods or observers that need rows",
       });
-    const logits = await source.logits(part.query ? { ...query, q: part.query } : query, withBias(part));
+    const logits = await source.logits(ownQueries(query, part), withBias(part));
     for (let i = 0; i < logits.length; i++) if (logits[i] > rows.data[i]) rows.data[i] = logits[i];
   }
   for (const { index, hooks: h } of hooks.scores) h.scores?.(bind(index), rows);
@@ -425,6 +425,11 @@ async function attendWithHooks(
       boundStep(block, { weights: rows, keyPositions: (head: number) => source.view.positions(head) }, states, index),
     );
   out.set(await source.sum(rows.data, query.rows));
+}
+
+/** The queries that a part is read with: its own, or the step's. */
+function ownQueries(query: QueryRows, { query: q }: Part): QueryRows {
+  return q ? { ...query, q } : query;
 }
 
 /** Softmax of each row in place; a row of -Infinity becomes zeros. */
