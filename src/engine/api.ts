@@ -79,6 +79,45 @@ export interface Generation extends AsyncIterable<Piece> {
   readonly result: Promise<GenerateResult>;
 }
 
+/** What `Reading.measure` is asked for. */
+export interface MeasureOptions {
+  /** Token ids that are forced after the question, to compare distributions at. Default none. */
+  answer?: readonly number[];
+  /** Tokens generated greedily after the question. Default 64. */
+  maxTokens?: number;
+  /** Absolute positions of the text (its evidence) whose reading is asked about. */
+  watch?: readonly number[];
+  signal?: AbortSignal;
+}
+
+/** One question measured on a reading. "First" is the row that gives the answer's first token. */
+export interface Measured {
+  /** The greedy answer. */
+  readonly text: string;
+  readonly ids: readonly number[];
+  readonly finish: "length" | "eos";
+  /** Logits at the first row and after each forced token but the last: [max(1, answer), V]. */
+  readonly logits: Float32Array;
+  /** Milliseconds of each decode step that nothing was counted in. */
+  readonly step_ms: readonly number[];
+  /** Keys attended to per layer and query head, mean over the first row and those of the forced answer. */
+  readonly tokens_read: number;
+  /** Keys scored and not attended to, likewise. */
+  readonly tokens_scored: number;
+  /** Pages whose bounds were read, likewise. */
+  readonly bounds_read: number;
+  /** Entries stored per layer and KV head at the first row, that row's own included. */
+  readonly tokens_kept: number;
+  /** Tokens of the text up to and including the first row. */
+  readonly depth: number;
+  /** Share of the watched positions attended to at the first row: mean over layers and query heads. */
+  readonly coverage: number;
+  /** Share of the watched positions still stored then: mean over layers and KV heads. */
+  readonly coverage_kept: number;
+  /** Bytes of the cache at the first row. */
+  readonly cache_bytes: number;
+}
+
 export interface ScoreResult {
   /** The first token has no logprob (0) when nothing stands before it. */
   readonly tokens: { readonly id: number; readonly text: string; readonly logprob: number }[];
@@ -132,9 +171,16 @@ export interface Reading extends AsyncDisposable {
   readonly ids: readonly number[];
   readonly length: number;
   readonly bytes: number;
+  /** Most bytes that the cache took while the text was read, as seen after each layer. */
+  readonly peakBytes: number;
   generate(text: PromptInput, options?: GenerateOptions): Generation;
   /** Log-probabilities of a continuation; the reading stays as it is. */
   score(text: PromptInput, options?: { signal?: AbortSignal }): Promise<ScoreResult>;
+  /**
+   * Puts a question, fed token by token so that the methods choose for each of its rows, and measures the answer: what was
+   * read, how fast, with which distributions. The reading stays as it is.
+   */
+  measure(question: PromptInput, options?: MeasureOptions): Promise<Measured>;
   fork(): Promise<Reading>;
   /** Appends a text for good. */
   extend(text: PromptInput, options?: { signal?: AbortSignal }): Promise<void>;

@@ -5,6 +5,7 @@ import { entriesBound, writeEntries } from "./cache-entries.js";
 import type { Entries, LogBias } from "./hooks.js";
 import { appendRecords, type HeadMark, HeadPages, readEntries } from "./pages.js";
 import type { Bank, StoredShape } from "./pages-bank.js";
+import type { LayerMeter } from "./read-meter.js";
 
 /** Bytes of rows that are staged at a time. */
 const STAGING_BYTES = 4 << 20;
@@ -54,6 +55,8 @@ export interface LayerMark {
 /** One layer of a cache: its KV heads' keys and values, and attention over them where they lie. */
 export class LayerCache {
   readonly shape: StoredShape;
+  /** Counts what is read, while somebody measures. */
+  meter: LayerMeter | undefined;
   readonly #bank: Bank;
   readonly #heads: HeadPages[];
   readonly #header: number;
@@ -228,6 +231,7 @@ export class LayerCache {
   /** A KV head's stored keys [n, D] and values [n, Dv], widened to float32. */
   read(head: number): { k: Float32Array; v: Float32Array } {
     this.#check();
+    this.meter?.read(this, head);
     const pages = this.#heads[head];
     const { keyDim, valueDim, storedKeyDim, storedValueDim } = this.shape;
     const n = pages.live;
@@ -244,6 +248,7 @@ export class LayerCache {
    */
   bounds(head: number): PageBounds {
     this.#check();
+    this.meter?.readBounds(this, this.#heads[head].count);
     return pageBounds(this.#bank.memory, this.shape, this.#heads[head]);
   }
 
@@ -268,6 +273,7 @@ export class LayerCache {
   attend(request: AttendRequest, out: Float32Array, lse?: Float32Array): void {
     const { rows } = request;
     const heads = this.#queryHeads(request.q, rows);
+    this.meter?.attend(this, request);
     const { kvHeads, valueDim, storedValueDim } = this.shape;
     const group = heads / kvHeads;
     checkLength("outputs", out, rows * heads * valueDim, `[${rows}, ${heads}, ${valueDim}]`);
@@ -317,6 +323,7 @@ export class LayerCache {
   scores(request: AttendRequest, layout: RowLayout = "rows"): Float32Array {
     const { rows } = request;
     const heads = this.#queryHeads(request.q, rows);
+    this.meter?.score(this, request);
     const { kvHeads } = this.shape;
     const n = this.keys;
     const out = new Float32Array(rows * heads * n);
@@ -358,6 +365,7 @@ export class LayerCache {
         "bad-shape",
         `${weights.length} weights are no [rows ${rows}, a multiple of ${kvHeads} heads, ${n}]`,
       );
+    this.meter?.sum(this, weights, rows, layout === "heads");
     const longest = Math.max(...this.#heads.map((h) => h.count));
     const chunks = Math.max(1, Math.ceil(longest / CHUNK));
     const group = heads / kvHeads;

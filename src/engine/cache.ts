@@ -3,6 +3,7 @@ import { Budget } from "../kernels/index.js";
 import { deserializeCache, serializeCache } from "./cache-file.js";
 import { LayerCache, type LayerMark } from "./cache-layer.js";
 import { Bank, type CacheType, type LayerShape, type StoredShape, storedShape } from "./pages-bank.js";
+import type { ReadMeter } from "./read-meter.js";
 
 export type { PageBounds } from "./cache-bounds.js";
 export { type AttendRequest, LayerCache, type RowLayout } from "./cache-layer.js";
@@ -126,6 +127,11 @@ export class Cache {
   /** Bytes of pages and page tables; pages shared with a fork count whole. */
   get bytes(): number {
     return this.#layers.reduce((n, layer) => n + layer.bytes, 0);
+  }
+
+  /** Counts what is read from now on, or stops counting. A fork is not counted. */
+  meter(meter: ReadMeter | undefined): void {
+    for (const [l, layer] of this.#layers.entries()) layer.meter = meter?.layer(l);
   }
 
   /** The same entries, going their own way: full pages are shared, those still filling copied. Throws out-of-memory. */

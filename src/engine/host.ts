@@ -1,10 +1,20 @@
 import { checkAbort, FoveaError } from "../error.js";
 import type { Checkpoint } from "../models/index.js";
-import type { GenerateOptions, GenerateResult, LoadOptions, ModelInfo, Progress, ScoreResult } from "./api.js";
+import type {
+  GenerateOptions,
+  GenerateResult,
+  LoadOptions,
+  Measured,
+  MeasureOptions,
+  ModelInfo,
+  Progress,
+  ScoreResult,
+} from "./api.js";
 import type { Composed } from "./compose.js";
 import { Decoder } from "./decoder.js";
 import { Engine } from "./engine.js";
 import type { AttachedMethod, ObserveStep } from "./hooks.js";
+import { measureAnswer } from "./measure.js";
 import { checkSampling, logSumExp, Random, sample } from "./sampling.js";
 import { decodeSequence, encodeSequence, type Fingerprint, type Sequence } from "./sequence.js";
 import { StopText } from "./stop-text.js";
@@ -46,6 +56,11 @@ export interface Operations {
     event: { progress: Progress };
     result: ScoreResult;
   };
+  measure: {
+    args: { ids: readonly number[]; reading: number; options: Omit<MeasureOptions, "signal"> };
+    event: never;
+    result: Measured;
+  };
   logits: {
     args: { ids: readonly number[]; rows: "last" | "all"; methods: MethodList };
     event: never;
@@ -74,6 +89,7 @@ export interface ReadingInfo {
   readonly reading: number;
   readonly ids: readonly number[];
   readonly bytes: number;
+  readonly peakBytes: number;
 }
 
 /** What an operation is given beside its arguments. */
@@ -99,7 +115,7 @@ export class Host {
   readonly #decoder: Decoder;
   readonly #options: HostOptions;
   readonly #resolve: ResolveMethods;
-  readonly #readings = new Map<number, { sequence: Sequence; busy: Promise<unknown> }>();
+  readonly #readings = new Map<number, { sequence: Sequence; busy: Promise<unknown>; peakBytes: number }>();
   readonly #composed = new Map<string, Promise<Composed>>();
   #nextReading = 1;
   #closed = false;
@@ -155,6 +171,23 @@ export class Host {
       }
     },
 
+    measure: async ({ ids, reading, options }, call) => {
+      const { sequence } = await this.#begin(ids, reading, []);
+      const leave = this.#decoder.enter();
+      try {
+        const { tokenizer, config } = this.#checkpoint;
+        const step = (id: number) => this.#decoder.step(sequence, id);
+        return await measureAnswer(
+          { sequence, step, shape: this.#engine.shape, eos: config.eos, decode: (out) => tokenizer.decode(out) },
+          ids,
+          { ...options, signal: call.signal },
+        );
+      } finally {
+        leave();
+        sequence.close();
+      }
+    },
+
     logits: async ({ ids, rows, methods }, call) => {
       const { sequence, prompt } = await this.#begin(ids, undefined, methods);
       try {
@@ -187,12 +220,17 @@ export class Host {
     read: async ({ ids, methods }, call) => {
       const { sequence, prompt } = await this.#begin(ids, undefined, methods);
       try {
+        let peak = 0;
         const logits = await this.#engine.prefill(sequence, prompt, {
           wanted: "last",
           signal: call.signal,
-          onProgress: (progress) => void call.emit({ progress }),
+          onProgress: (progress) => {
+            // once a layer: what was evicted by then has been freed
+            peak = Math.max(peak, sequence.bytes);
+            void call.emit({ progress });
+          },
         });
-        return this.#keep(sequence, logits);
+        return this.#keep(sequence, logits, Math.max(peak, sequence.bytes));
       } catch (error) {
         sequence.close();
         throw error;
@@ -331,16 +369,16 @@ export class Host {
     return held;
   }
 
-  #keep(sequence: Sequence, logits: Float32Array | null): ReadingInfo {
+  #keep(sequence: Sequence, logits: Float32Array | null, peakBytes = sequence.bytes): ReadingInfo {
     const reading = this.#nextReading++;
-    this.#readings.set(reading, { sequence, busy: Promise.resolve() });
+    this.#readings.set(reading, { sequence, busy: Promise.resolve(), peakBytes });
     this.#last.set(reading, logits);
     return this.#describe(reading);
   }
 
   #describe(reading: number): ReadingInfo {
-    const { sequence } = this.#reading(reading);
-    return { reading, ids: [...sequence.ids], bytes: sequence.bytes };
+    const { sequence, peakBytes } = this.#reading(reading);
+    return { reading, ids: [...sequence.ids], bytes: sequence.bytes, peakBytes };
   }
 
   /** A new sequence, or a fork of a reading, and the ids that it goes on with after the methods' context hooks. */

@@ -185,12 +185,21 @@ class ConnectedModel implements Model {
       get bytes() {
         return info.bytes;
       },
+      get peakBytes() {
+        return info.peakBytes;
+      },
       generate: (text, options = {}) => this.#generate(idsOf(text, tokenizer, false), info.reading, options),
       score: (text, options = {}) =>
         connection.call(
           "score",
           { ids: idsOf(text, tokenizer, false), reading: info.reading, methods: [] },
           { signal: options.signal },
+        ),
+      measure: (question, { signal, ...options } = {}) =>
+        connection.call(
+          "measure",
+          { ids: idsOf(question, tokenizer, false), reading: info.reading, options },
+          { signal },
         ),
       fork: async () => this.#reading(await connection.call("fork", { reading: info.reading })),
       extend: async (text, options = {}) => {
