@@ -450,14 +450,11 @@ export class Tensor {
   /**
    * ONNX Runtime's fused causal attention: q (this) [T, Hq*D], k and v [T, Hkv*D] -> [T, Hq*D]. The plain definition is
    * `attention`. `scale` defaults to 1/sqrt(D); `window`: how many keys a query sees, itself included; `bias`
-   * [1 or Hq, T, T] is added to the scaled logits (after the soft-cap). D must be a multiple of 8. `past`: keys and
-   * values [Hkv, P, D] that stand before the rows' own; every row sees all of them. Not together with `bias`.
+   * [1 or Hq, T, T] is added to the scaled logits (after the soft-cap). D must be a multiple of 8.
    */
   groupQueryAttention(options: GroupQueryAttentionOptions): Tensor {
-    const { k, v, past, bias, heads, kvHeads, scale, softcap, window } = options;
-    const inputs = [this, k, v, ...(past ? [past.k, past.v] : []), ...(bias ? [bias] : [])];
-    return new Tensor("groupQueryAttention", inputs, {
-      past: past ? true : undefined,
+    const { k, v, bias, heads, kvHeads, scale, softcap, window } = options;
+    return new Tensor("groupQueryAttention", bias ? [this, k, v, bias] : [this, k, v], {
       heads,
       kvHeads,
       scale,
@@ -483,7 +480,6 @@ export interface GroupQueryAttentionOptions {
   softcap?: number;
   window?: number;
   bias?: Tensor;
-  past?: { readonly k: Tensor; readonly v: Tensor };
 }
 
 function equalParts(tensor: Tensor, axis: number, parts: number): Dim[] {

@@ -4,15 +4,15 @@ import type { Emitter } from "../emit.js";
 import { rows } from "../op.js";
 import { float } from "../proto.js";
 import { needDType, ShapeError, sameDType } from "../shape.js";
-import { concat, type Tensor } from "../tensor.js";
+import type { Tensor } from "../tensor.js";
 
 const MICROSOFT = { domain: "com.microsoft" } as const;
 
 /** Fused forms of attention. The definition is in attention.ts. */
 export const attentionOps = rows({
   groupQueryAttention: {
-    shape: (inputs, { heads, kvHeads, past }) => {
-      const { q, k, v, bias, before } = operands(inputs, past);
+    shape: (inputs, { heads, kvHeads }) => {
+      const [q, k, v, bias] = inputs;
       sameDType("groupQueryAttention", inputs);
       needDType("groupQueryAttention", inputs, ["float32", "float16"]);
       const [Hq, Hkv] = [heads as number, kvHeads as number];
@@ -30,11 +30,6 @@ export const attentionOps = rows({
           fail(`k and v must be ${formatShape([q.shape[0], Hkv * D])}`);
         }
       }
-      for (const tensor of before ?? []) {
-        if (tensor.rank !== 3 || !dimsAgree(tensor.shape[0], Hkv) || !dimsAgree(tensor.shape[2], D))
-          fail(`past keys and values must be ${formatShape([Hkv, "P", D])}`);
-        if (bias) fail("a bias and past keys do not go together");
-      }
       if (bias) {
         const [T, S] = [q.shape[0], k.shape[0]];
         const fits = bias.rank === 3 && dimsAgree(bias.shape[1], T) && dimsAgree(bias.shape[2], S);
@@ -48,14 +43,11 @@ export const attentionOps = rows({
     // The WebGPU kernel leaves the soft-cap out without a word.
     avoid: ({ attrs }, provider) => provider === "webgpu" && attrs.softcap !== undefined,
     onnx: fused,
-    plain: ({ inputs, attrs }) => {
-      const { q, k, v, bias, before } = operands(inputs, attrs.past);
+    plain: ({ inputs: [q, k, v, bias], attrs }) => {
       const [Hq, Hkv] = [attrs.heads as number, attrs.kvHeads as number];
       const D = (q.shape[1] as number) / Hq;
       const apart = (x: Tensor, H: number): Tensor => x.reshape([x.shape[0], H, D]);
-      const whole = (x: Tensor, past?: Tensor): Tensor =>
-        past ? concat([past.transpose(1, 0, 2), apart(x, Hkv)], 0) : apart(x, Hkv); // [P + T, Hkv, D]
-      const { heads } = attention(apart(q, Hq), whole(k, before?.[0]), whole(v, before?.[1]), {
+      const { heads } = attention(apart(q, Hq), apart(k, Hkv), apart(v, Hkv), {
         causal: true,
         scale: attrs.scale as number | undefined,
         softcap: attrs.softcap as number | undefined,
@@ -67,24 +59,14 @@ export const attentionOps = rows({
   },
 });
 
-/** What the inputs are: q, k, v, then either past keys and values or, where there is one, a bias. */
-function operands([q, k, v, ...more]: readonly Tensor[], past: unknown) {
-  const before = past ? ([more[0], more[1]] as const) : undefined;
-  return { q, k, v, before, bias: past ? more[2] : more[0] };
-}
-
-function fused({ inputs: given, attrs }: Tensor, emitter: Emitter): string {
-  const { q, k, v, bias, before } = operands(given, attrs.past);
+function fused({ inputs: [q, k, v, bias], attrs }: Tensor, emitter: Emitter): string {
   const front = emitter.ints([0]);
   const batched = (tensor: Tensor): string => emitter.node("Unsqueeze", [emitter.value(tensor), front]); // [1, T, H*D]
   // The operation is told the number of keys twice: the index of the last one per sequence, and the count.
-  const rows = emitter.dimOf(q, 0);
-  const keys = before ? emitter.node("Add", [rows, emitter.dimOf(before[0], 1)]) : rows;
-  const count = emitter.cast(keys, "int32"); // [1]
+  const count = emitter.cast(emitter.dimOf(q, 0), "int32"); // [1]
   const last = emitter.node("Sub", [count, emitter.constant(new Int32Array([1]), [1], "int32")]);
   const total = emitter.asScalar(count);
-  const past = before ? before.map(batched) : ["", ""]; // [1, Hkv, P, D]
-  const inputs = [batched(q), batched(k), batched(v), ...past, last, total];
+  const inputs = [batched(q), batched(k), batched(v), "", "", last, total];
   if (bias) inputs.push("", "", "", batched(bias));
   const [scale, softcap] = [attrs.scale as number | undefined, attrs.softcap as number | undefined];
   const [output] = emitter.nodes(
