@@ -5,6 +5,7 @@ import { snapkv } from "./eviction/snapkv.js";
 import { full } from "./full.js";
 import { knockOut } from "./heads/knock-out.js";
 import { type Card, cardOf, type MethodFactory } from "./method.js";
+import { sparq } from "./selection/sparq.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
 import { didYouMean, parseMethods } from "./string.js";
@@ -13,7 +14,7 @@ import { didYouMean, parseMethods } from "./string.js";
 export type AnyMethod = Pick<MethodFactory, "card" | "from">;
 
 /** All methods. To add one is to add its line. */
-const METHODS: readonly AnyMethod[] = [full, streamingLlm, h2o, snapkv, knockOut, pasta];
+const METHODS: readonly AnyMethod[] = [full, streamingLlm, h2o, snapkv, knockOut, pasta, sparq];
 
 /** The methods by name, in the order of the list. */
 export const catalog: ReadonlyMap<string, AnyMethod> = new Map(METHODS.map((m) => [m.card.name, m]));

@@ -50,6 +50,7 @@ export type { Received, SinkRate } from "./observers/reducers.js";
 export { distance, entropy, received, sinkRate, spanMass } from "./observers/reducers.js";
 export type { ObservedRow, ObserverOptions } from "./observers/row-mean.js";
 export { rowMean } from "./observers/row-mean.js";
+export { sparq } from "./selection/sparq.js";
 export { pasta } from "./steering/pasta.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";
 export type { HeadName, MethodCall, Value } from "./string.js";
