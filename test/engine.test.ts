@@ -104,6 +104,16 @@ describe("paths, threads and batches", () => {
         { entries: { tokens: Int32Array.from({ length: Math.floor(view.length(0) / 2) }, (_, i) => i * 2 + 1) } },
       ],
     },
+    "token lists per query head": {
+      select: ({ view, model }) =>
+        [0, 1].map((odd) => ({
+          entries: Array.from({ length: model.heads }, (_, head) => {
+            const first = (head + odd) % 2;
+            const count = Math.max(0, Math.ceil((view.length(0) - first) / 2));
+            return { tokens: Int32Array.from({ length: count }, (_, i) => i * 2 + first) };
+          }),
+        })),
+    },
     "a ready partial result": { select: async (step) => [await step.attend({})] },
     "a bias of zeros": { bias: ({ view }) => ({ data: new Float32Array(view.length(0)), heads: 1, rows: 0 }) },
     "a constant bias": {

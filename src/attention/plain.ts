@@ -12,7 +12,7 @@ import type {
   RotaryPlan,
   Rows,
 } from "../engine/hooks.js";
-import { isPartial } from "../engine/hooks.js";
+import { entriesOf, isPartial } from "../engine/hooks.js";
 import { rotate } from "../engine/rotary.js";
 
 /** Rows entering a layer of attention: unrotated projections. */
@@ -181,7 +181,7 @@ export class PlainLayer {
     for (let head = fromHead * group; head < toHead * group; head++) {
       const kv = Math.floor(head / group);
       const { k, positions: at } = this.#heads[kv];
-      for (const [from, to] of toRanges(part.entries ?? "all", at.length))
+      for (const [from, to] of toRanges(entriesOf(part.entries ?? "all", head, heads), at.length))
         for (let t = 0; t < rows; t++)
           for (let s = from; s < to; s++) {
             const distance = positions[t] - at[s];

@@ -2,7 +2,7 @@ import { FoveaError } from "../error.js";
 import { CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
 import { type PageBounds, pageBounds } from "./cache-bounds.js";
 import { entriesBound, writeEntries } from "./cache-entries.js";
-import type { Entries, LogBias } from "./hooks.js";
+import { entriesOf, type HeadEntries, isPerHead, type LogBias } from "./hooks.js";
 import { appendRecords, type HeadMark, HeadPages, readEntries } from "./pages.js";
 import type { Bank, StoredShape } from "./pages-bank.js";
 import type { LayerMeter } from "./read-meter.js";
@@ -28,8 +28,8 @@ export interface AttendRequest {
   readonly softcap?: number;
   /** A logit per query head that takes weight but has no value: [Hq]. */
   readonly sink?: Float32Array;
-  /** Which stored entries are read: for every KV head alike, or one a KV head. Default all. */
-  readonly entries?: Entries | readonly Entries[];
+  /** Which stored entries are read: for every head alike, or one a KV head, or one a query head. Default all. */
+  readonly entries?: HeadEntries;
   /** Added to the logits; keys are stored entries, oldest first. */
   readonly bias?: LogBias;
   /**
@@ -275,7 +275,6 @@ export class LayerCache {
     const heads = this.#queryHeads(request.q, rows);
     this.meter?.attend(this, request);
     const { kvHeads, valueDim, storedValueDim } = this.shape;
-    const group = heads / kvHeads;
     checkLength("outputs", out, rows * heads * valueDim, `[${rows}, ${heads}, ${valueDim}]`);
     if (lse) checkLength("log-sum-exps", lse, rows * heads, `[${rows}, ${heads}]`);
     const [from, to] = request.heads ?? [0, kvHeads];
@@ -283,9 +282,11 @@ export class LayerCache {
       out.fill(0, 0, rows * heads * valueDim);
       lse?.fill(Number.NEGATIVE_INFINITY, 0, rows * heads);
     }
-    const longest = this.#lists(request, from, to);
+    const longest = this.#lists(request, heads, from, to);
+    const lanes = this.#lanes;
     const chunks = Math.max(1, Math.ceil(longest / CHUNK));
-    const perRow = (to - from) * Math.ceil(group / MAX_GROUP) * chunks * (64 + storedValueDim * MAX_GROUP * 4);
+    const perLane = Math.ceil(heads / lanes / MAX_GROUP);
+    const perRow = (((to - from) * lanes) / kvHeads) * perLane * chunks * (64 + storedValueDim * MAX_GROUP * 4);
     const step = Math.max(1, Math.min(rows, Math.floor(JOB_BYTES / perRow)));
     for (let row = 0; row < rows; row += step) {
       const count = Math.min(step, rows - row);
@@ -298,13 +299,14 @@ export class LayerCache {
       words[job + Field.out] = result;
       words[job + Field.lse] = sums;
       words[job + Field.partials] = partials;
-      this.#run(count, group, longest);
+      this.#run(count * heads, longest);
       if (to - from === kvHeads) {
         this.#copyOut(out, row * heads * valueDim, result, count * heads, valueDim, storedValueDim);
         const at = sums >>> 2;
         if (lse) lse.set(this.#bank.memory.f32.subarray(at, at + count * heads), row * heads);
         continue;
       }
+      const group = heads / kvHeads;
       for (let r = 0; r < count; r++) {
         const head = r * heads + from * group;
         const n = (to - from) * group;
@@ -329,7 +331,7 @@ export class LayerCache {
     const out = new Float32Array(rows * heads * n);
     if (n === 0) return out;
     const [from, to] = request.heads ?? [0, kvHeads];
-    const longest = this.#lists(request, from, to);
+    const longest = this.#lists(request, heads, from, to);
     const chunks = Math.max(1, Math.ceil(longest / CHUNK));
     const step = Math.max(1, Math.min(rows, Math.floor(JOB_BYTES / (heads * n * 4))));
     for (let row = 0; row < rows; row += step) {
@@ -339,7 +341,7 @@ export class LayerCache {
       const start = logits >>> 2;
       this.#bank.memory.f32.fill(Number.NEGATIVE_INFINITY, start, start + count * heads * n);
       this.#layoutOfLogits(logits, layout, count, heads, n);
-      this.#run(count, heads / kvHeads, longest);
+      this.#run(count * heads, longest);
       const { f32 } = this.#bank.memory;
       if (layout === "rows" || count === rows) out.set(f32.subarray(start, start + count * heads * n), row * heads * n);
       else
@@ -383,7 +385,7 @@ export class LayerCache {
       else
         for (let h = 0; h < heads; h++)
           f32.set(weights.subarray((h * rows + row) * n, (h * rows + row + count) * n), start + h * count * n);
-      this.#common(Kind.sum, group, 0, kvHeads, count, chunks);
+      this.#common(Kind.sum, kvHeads, group, 0, kvHeads, count, chunks);
       const { job } = this.#bank.kernels;
       u32[job + Field.tables] = this.#header;
       u32[job + Field.limits] = 0;
@@ -393,7 +395,7 @@ export class LayerCache {
       u32[job + Field.lse] = result + count * heads * storedValueDim * 4;
       u32[job + Field.partials] = partials;
       this.#layoutOfLogits(logits, layout, count, heads, n);
-      this.#run(count, group, longest);
+      this.#run(count * heads, longest);
       this.#copyOut(out, row * heads * valueDim, result, count * heads, valueDim, storedValueDim);
     }
     return out;
@@ -420,29 +422,45 @@ export class LayerCache {
     return heads;
   }
 
-  /** Points the job at its page tables, which it writes if entries are selected. Returns the longest one's length. */
-  #lists(request: AttendRequest, from: number, to: number): number {
+  /**
+   * Points the job at its page tables, which it writes if entries are selected. Returns the longest one's length.
+   *
+   * A lane is what shares a table: a KV head with its query heads, or a query head by itself where each has entries of
+   * its own. To the kernels lanes are KV heads.
+   */
+  #lists(request: AttendRequest, heads: number, fromHead: number, toHead: number): number {
     const { entries } = request;
+    const { kvHeads } = this.shape;
     let longest = 0;
+    this.#lanes = kvHeads;
+    let [from, to] = [fromHead, toHead];
     if (entries === undefined || entries === "all") {
       this.#tables = this.#header;
       for (let h = from; h < to; h++) longest = Math.max(longest, this.#heads[h].count);
       return longest;
     }
-    const perHead = Array.isArray(entries);
-    if (perHead && entries.length !== this.shape.kvHeads)
-      throw new FoveaError("bad-shape", `${entries.length} selections were given for ${this.shape.kvHeads} KV heads`);
-    const of = (h: number) => (perHead ? (entries as readonly Entries[])[h] : (entries as Entries));
+    if (isPerHead(entries) && entries.length !== kvHeads) {
+      if (entries.length !== heads)
+        throw new FoveaError(
+          "bad-shape",
+          `${entries.length} selections were given for ${kvHeads} KV heads and ${heads} query heads`,
+        );
+      this.#lanes = heads;
+      from *= heads / kvHeads;
+      to *= heads / kvHeads;
+    }
+    const lanes = this.#lanes;
+    const pages = (lane: number) => this.#heads[Math.floor((lane * kvHeads) / lanes)];
     let bound = 0;
-    for (let h = from; h < to; h++) bound += entriesBound(of(h), this.#heads[h]);
-    const headerBytes = this.shape.kvHeads * 8;
+    for (let lane = from; lane < to; lane++) bound += entriesBound(entriesOf(entries, lane, lanes), pages(lane));
+    const headerBytes = lanes * 8;
     const lists = this.#bank.lists.ensure(headerBytes + bound * ENTRY_WORDS * 4);
     const { u32 } = this.#bank.memory;
     let at = (lists + headerBytes) >>> 2;
-    for (let h = from; h < to; h++) {
-      const count = writeEntries(u32, at, of(h), this.#heads[h]);
-      u32[(lists >>> 2) + h * 2] = at * 4;
-      u32[(lists >>> 2) + h * 2 + 1] = count;
+    for (let lane = from; lane < to; lane++) {
+      const count = writeEntries(u32, at, entriesOf(entries, lane, lanes), pages(lane));
+      u32[(lists >>> 2) + lane * 2] = at * 4;
+      u32[(lists >>> 2) + lane * 2 + 1] = count;
       at += count * ENTRY_WORDS;
       longest = Math.max(longest, count);
     }
@@ -450,8 +468,9 @@ export class LayerCache {
     return longest;
   }
   #tables = 0;
+  #lanes = 0;
 
-  #common(kind: number, group: number, from: number, to: number, rows: number, chunks: number): void {
+  #common(kind: number, lanes: number, group: number, from: number, to: number, rows: number, chunks: number): void {
     const { u32 } = this.#bank.memory;
     const { job } = this.#bank.kernels;
     u32[job + Field.kind] = kind;
@@ -462,7 +481,7 @@ export class LayerCache {
     u32[job + Field.rows] = rows;
     u32[job + Field.headFrom] = from;
     u32[job + Field.heads] = to - from;
-    u32[job + Field.kvHeads] = this.shape.kvHeads;
+    u32[job + Field.kvHeads] = lanes;
     u32[job + Field.chunks] = chunks;
   }
 
@@ -490,7 +509,9 @@ export class LayerCache {
       bank.memory.f32.set(sink, sinkAt >>> 2);
     }
     const bias = request.bias ? this.#bias(request.bias, heads, request.rows) : 0;
-    this.#common(kind, heads / kvHeads, from, to, count, chunks);
+    const lanes = this.#lanes;
+    const wide = lanes / kvHeads;
+    this.#common(kind, lanes, heads / lanes, from * wide, to * wide, count, chunks);
     this.#stage(query, request.q, row * heads, count * heads, keyDim, storedKeyDim);
     const { u32, f32 } = bank.memory;
     u32[job + Field.query] = query;
@@ -504,8 +525,8 @@ export class LayerCache {
       const b = request.bias;
       const rows = Math.max(1, b.rows);
       const n = b.data.length / (b.heads * rows);
-      const group = heads / kvHeads;
-      u32[job + Field.biasKv] = b.heads === heads ? group * rows * n : b.heads === kvHeads ? rows * n : 0;
+      u32[job + Field.biasKv] =
+        b.heads === 1 ? 0 : b.heads === heads || wide > 1 ? (heads / lanes) * rows * n : rows * n;
       u32[job + Field.biasQuery] = b.heads === heads ? rows * n : 0;
       u32[job + Field.biasRow] = b.rows > 0 ? n : 0;
       u32[job + Field.bias] = bias + (b.rows > 0 ? row * n * 4 : 0);
@@ -522,8 +543,15 @@ export class LayerCache {
     const n = bias.data.length / (bias.heads * Math.max(1, bias.rows));
     if (n < this.keys) throw new FoveaError("bad-shape", `a bias covers ${n} entries; the layer holds ${this.keys}`);
     // pages are read whole: up to 15 numbers behind the last row
-    const at = this.#bank.bias.ensure(bias.data.length * 4 + 64);
-    this.#bank.memory.f32.set(bias.data, at >>> 2);
+    const repeat = this.#lanes === heads && bias.heads === kvHeads ? heads / kvHeads : 1;
+    const at = this.#bank.bias.ensure(bias.data.length * repeat * 4 + 64);
+    const width = bias.data.length / bias.heads;
+    if (repeat === 1) this.#bank.memory.f32.set(bias.data, at >>> 2);
+    else
+      for (let h = 0; h < heads; h++) {
+        const own = Math.floor(h / repeat);
+        this.#bank.memory.f32.set(bias.data.subarray(own * width, (own + 1) * width), (at >>> 2) + h * width);
+      }
     return at;
   }
 
@@ -533,13 +561,14 @@ export class LayerCache {
     const causal = request.causal ?? rows > 1;
     if (!window && (!causal || rows === 1)) return 0;
     const { kvHeads } = this.shape;
-    const address = this.#bank.limits.ensure(count * kvHeads * 8);
+    const lanes = this.#lanes;
+    const address = this.#bank.limits.ensure(count * lanes * 8);
     const { i32 } = this.#bank.memory;
     let at = address >>> 2;
     for (let r = row; r < row + count; r++) {
       const position = request.positions ? request.positions[r] : this.#seen - rows + r;
-      for (let h = 0; h < kvHeads; h++) {
-        const head = this.#heads[h];
+      for (let lane = 0; lane < lanes; lane++) {
+        const head = this.#heads[Math.floor((lane * kvHeads) / lanes)];
         i32[at++] = window ? firstAfter(head.positions, position - window) : 0;
         i32[at++] = causal ? head.live - rows + r + 1 : head.live;
       }
@@ -548,8 +577,8 @@ export class LayerCache {
   }
 
   /** Runs the job; `longest`: entries of the longest page table. */
-  #run(rows: number, group: number, longest: number): void {
-    this.#bank.kernels.run(longest * this.shape.kvHeads * rows * group >= PARALLEL_WORK);
+  #run(queries: number, longest: number): void {
+    this.#bank.kernels.run(longest * queries >= PARALLEL_WORK);
   }
 
   get #pages(): number {

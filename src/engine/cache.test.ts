@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { afterAll, describe, expect, it } from "vitest";
 import { mergeParts } from "../kernels/merge.js";
 import { type AttendRequest, type Cache, CachePool, type CacheType } from "./cache.js";
-import type { Entries, LogBias } from "./hooks.js";
+import { type Entries, entriesOf, type LogBias } from "./hooks.js";
 
 /** Numbers from a small generator, normally distributed. */
 function random(seed: number) {
@@ -44,12 +44,11 @@ function plain(cache: Cache, request: AttendRequest) {
     const { k, v } = layer.read(g);
     const live = layer.length(g);
     const positions = layer.positions(g);
-    const entries = request.entries ?? "all";
-    const mask = selected(Array.isArray(entries) ? (entries as Entries[])[g] : (entries as Entries), live);
     for (let r = 0; r < rows; r++)
       for (let j = 0; j < group; j++) {
         const h = g * group + j;
         const at = (r * heads + h) * n;
+        const mask = selected(entriesOf(request.entries ?? "all", h, heads), live);
         const position = layer.seen - rows + r;
         for (let i = 0; i < live; i++) {
           if (!mask[i] || (rows > 1 && i >= live - rows + r + 1)) continue;
@@ -182,6 +181,20 @@ for (const type of ["float32", "int8"] as const) {
       check(cache, { ...request, entries: { tokens: Int32Array.of(5, 399, 17, 16, 18, 200) } });
       check(cache, { ...request, entries: [{ ranges: [] }, { tokens: Int32Array.of(1) }] });
       check(cache, { ...request, heads: [1, 2] });
+      // one list a query head, over one row and several, with a bias for each kind of head
+      const own = Array.from({ length: 6 }, (_, h): Entries => {
+        if (h === 4) return "all";
+        return h % 2 ? { pages: Int32Array.of(h, 24) } : { ranges: [[h, 100 + h * 30]] };
+      });
+      check(cache, { ...request, entries: own });
+      check(cache, { ...request, entries: own, heads: [1, 2] });
+      const rows = random(6).array(3 * 6 * 64);
+      for (const heads of [1, 2, 6]) {
+        const bias = { data: random(7).array(heads * 3 * 400, 0.3), heads, rows: 3 };
+        check(cache, { q: rows, rows: 3, scale: 0.125, entries: own, bias, window: 350 });
+      }
+      const layer = cache.layer(0);
+      expect(() => layer.scores({ ...request, entries: own.slice(1) })).toThrow("5 selections were given");
       cache.release();
     });
 

@@ -1,7 +1,15 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { addBiases, combineSelections, compose, intersectEntries, subtractEntries, toRanges } from "./compose.js";
-import type { AttachedMethod, Entries, Hooks, KeyView, ModelShape, Part } from "./hooks.js";
+import {
+  type AttachedMethod,
+  type Entries,
+  entriesOf,
+  type Hooks,
+  type KeyView,
+  type ModelShape,
+  type Part,
+} from "./hooks.js";
 
 const MODEL: ModelShape = {
   layers: 4,
@@ -102,17 +110,18 @@ function view(positions: number[], second = positions): KeyView {
   };
 }
 
-/** What parts read: per KV head and row, the entries, each of which must be read once only. */
-function reads(parts: readonly Part[], keys: KeyView, rows: readonly number[]): string[] {
+/** What parts read: per head (KV heads by default) and row, the entries, each of which must be read once only. */
+function reads(parts: readonly Part[], keys: KeyView, rows: readonly number[], heads = 2): string[] {
   const out: string[] = [];
-  for (let head = 0; head < 2; head++)
+  for (let head = 0; head < heads; head++)
     for (const [r, row] of rows.entries()) {
       const seen: number[] = [];
       for (const part of parts) {
         const [from, to] = part.heads ?? [0, 2];
-        if (head < from || head >= to) continue;
-        const positions = keys.positions(head);
-        for (const [a, b] of toRanges(part.entries ?? "all", positions.length))
+        const kv = Math.floor((head * 2) / heads);
+        if (kv < from || kv >= to) continue;
+        const positions = keys.positions(kv);
+        for (const [a, b] of toRanges(entriesOf(part.entries ?? "all", head, heads), positions.length))
           for (let e = a; e < b; e++) {
             const distance = row - positions[e];
             if (distance < 0 || distance >= (part.window ?? 1e9)) continue;
@@ -176,6 +185,17 @@ describe("selections", () => {
     expect(() => combine(sinks, [{ query: new Float32Array(8), entries: { ranges: [[5, 6]] } }])).not.toThrow();
   });
 
+  it("intersect head by head where entries differ by KV head or by query head", () => {
+    const tokens = (...list: number[]): Entries => ({ tokens: Int32Array.from(list) });
+    const perQuery = [tokens(0, 1), tokens(1, 2), tokens(2, 3), tokens(3, 9)];
+    const got = combine([{ entries: [tokens(1, 2), tokens(3)] }], [{ entries: perQuery }]);
+    expect(reads(got, keys, [9], 4)).toEqual(["0:9:1", "1:9:1,2", "2:9:3", "3:9:3"]);
+    const limited = combine([{ heads: [1, 2] }], [{ entries: perQuery }]);
+    expect(reads(limited, keys, [9], 4)).toEqual(["0:9:", "1:9:", "2:9:2,3", "3:9:3,9"]);
+    const forced = combine([{ entries: perQuery, forced: true }], [{ window: 2 }]);
+    expect(reads(forced, keys, [9], 4)).toEqual(["0:9:0,1", "1:9:1,2", "2:9:2,3", "3:9:3,9"]);
+  });
+
   it("refuse ready results beside another selection", () => {
     const ready = { output: new Float32Array(8), lse: new Float32Array(4) };
     expect(() => combineSelections([[ready], [{}]], keys, SIZES, at)).toThrow(/ready results/);
@@ -204,15 +224,18 @@ describe("selections", () => {
         forced: fc.array(fc.boolean(), { minLength: 3, maxLength: 3 }),
         windows: fc.array(fc.option(fc.integer({ min: 1, max: 20 })), { minLength: 3, maxLength: 3 }),
         split: fc.boolean(),
+        lists: fc.constantFrom(1, 2, 4),
       })
-      .map(({ owner, forced, windows, split }) => {
+      .map(({ owner, forced, windows, split, lists }) => {
         // parts 1 and 2 own disjoint entries; 0 is unread
         const parts: Part[] = [];
         for (const p of [1, 2]) {
-          const tokens = Int32Array.from(owner.flatMap((o, i) => (o === p ? [i] : [])));
+          const owned = (turn: number): Entries => ({
+            tokens: Int32Array.from(owner.flatMap((o, i) => ((o + turn) % 3 === p ? [i] : []))),
+          });
           const window = windows[p] ?? undefined;
           const base: Part = {
-            entries: { tokens },
+            entries: lists === 1 ? owned(0) : Array.from({ length: lists }, (_, turn) => owned(turn)),
             ...(forced[p] ? { forced: true } : window === undefined ? {} : { window }),
           };
           if (split && p === 1) parts.push({ ...base, heads: [0, 1] });
@@ -229,13 +252,13 @@ describe("selections", () => {
         rows,
         (first, second, selections, at) => {
           const keys = view(first, second);
-          const got = reads(combineSelections(selections, keys, SIZES, Int32Array.from(at)) as Part[], keys, at);
+          const got = reads(combineSelections(selections, keys, SIZES, Int32Array.from(at)) as Part[], keys, at, 4);
           const wanted: string[] = [];
-          for (let head = 0; head < 2; head++)
+          for (let head = 0; head < 4; head++)
             for (const row of at) {
               const sets = (only: (p: Part) => boolean) =>
                 selections.map((parts) => {
-                  const line = reads(parts.filter(only), keys, [row])[head];
+                  const line = reads(parts.filter(only), keys, [row], 4)[head];
                   return line.split(":")[2].split(",").filter(Boolean).map(Number);
                 });
               const all = sets(() => true);

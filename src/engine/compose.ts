@@ -1,6 +1,16 @@
 import { FoveaError } from "../error.js";
-import type { AttachedMethod, Entries, Hooks, KeyView, LogBias, ModelShape, Part, Partial } from "./hooks.js";
-import { isPartial } from "./hooks.js";
+import type {
+  AttachedMethod,
+  Entries,
+  HeadEntries,
+  Hooks,
+  KeyView,
+  LogBias,
+  ModelShape,
+  Part,
+  Partial,
+} from "./hooks.js";
+import { entriesOf, isPartial, isPerHead } from "./hooks.js";
 
 /** One method's hooks; `index` finds its state among the sequence's. */
 export interface MethodHooks {
@@ -272,7 +282,7 @@ function combineTwo(a: readonly Part[], b: readonly Part[], context: Combining):
 function intersect(a: Part, b: Part, context: Combining): Part[] {
   const heads = commonHeads(a, b, context.shape.kvHeads);
   if (!heads) return [];
-  const entries = intersectEntries(a.entries ?? "all", b.entries ?? "all", longest(context.view, heads));
+  const entries = perHead(intersectEntries, a.entries ?? "all", b.entries ?? "all", heads, context);
   if (isEmpty(entries)) return [];
   if (a.query && b.query && a.query !== b.query)
     throw new FoveaError("unsupported", "two methods bring queries of their own for the same keys; only one can", {
@@ -313,33 +323,59 @@ function subtract(part: Part, other: Part, context: Combining): Part[] {
   )
     .filter(([a, b]) => a < b)
     .map((h) => ({ ...part, heads: h }));
-  const length = longest(view, heads);
   const mine = part.entries ?? "all";
   const theirs = other.entries ?? "all";
   const cut: Part[] = [];
-  const rest = subtractEntries(mine, theirs, length);
+  const rest = perHead(subtractEntries, mine, theirs, heads, context);
   if (!isEmpty(rest)) cut.push({ ...part, heads, entries: rest });
   if (other.window !== undefined) {
-    const both = toRanges(intersectEntries(mine, theirs, length), length);
+    const both = perHead(intersectEntries, mine, theirs, heads, context);
     for (let head = heads[0]; head < heads[1]; head++) {
       const keys = view.positions(head);
-      const beyond: Range[] = [];
       // windows move forward with the rows, so the last row leaves the most keys behind
-      for (const [a, b] of both) {
-        let end = a;
-        while (end < Math.min(b, keys.length) && positions[positions.length - 1] - keys[end] >= other.window) end++;
-        if (end > a) beyond.push([a, end]);
-      }
-      if (beyond.length === 0) continue;
+      const limit = positions[positions.length - 1] - other.window;
+      const beyond = perHead((x) => beyondEntries(x, keys, limit), both, "all", [head, head + 1], context);
+      if (isEmpty(beyond)) continue;
       cut.push({
         ...part,
         heads: [head, head + 1],
-        entries: { ranges: beyond },
+        entries: beyond,
         ...(positions.length > 1 ? { bias: beyondWindow(part.bias, keys, other.window, context) } : {}),
       });
     }
   }
   return [...outside, ...cut];
+}
+
+/** Entries whose keys stand at `limit` or before it. */
+function beyondEntries(entries: Entries, keys: Int32Array, limit: number): Entries {
+  const ranges: Range[] = [];
+  for (const [start, end] of toRanges(entries, keys.length)) {
+    let to = start;
+    while (to < end && keys[to] <= limit) to++;
+    if (to > start) ranges.push([start, to]);
+  }
+  return { ranges };
+}
+
+/**
+ * `combine(a, b, length)` of the entries of KV heads [from, to): once for all of them, or head by head where one of the
+ * two differs by head. Heads outside get none.
+ */
+function perHead(
+  combine: (a: Entries, b: Entries, length: number) => Entries,
+  a: HeadEntries,
+  b: HeadEntries,
+  heads: readonly [number, number],
+  { view, shape }: Combining,
+): HeadEntries {
+  if (!isPerHead(a) && !isPerHead(b)) return combine(a, b, longest(view, heads));
+  const count = Math.max(isPerHead(a) ? a.length : 1, isPerHead(b) ? b.length : 1);
+  return Array.from({ length: count }, (_, i): Entries => {
+    const kv = Math.floor((i * shape.kvHeads) / count);
+    if (kv < heads[0] || kv >= heads[1]) return { ranges: [] };
+    return combine(entriesOf(a, i, count), entriesOf(b, i, count), view.length(kv));
+  });
 }
 
 /** Logits below this count as masked everywhere in the engine. */
@@ -433,7 +469,8 @@ export function subtractEntries(a: Entries, b: Entries, length: number): Entries
   return { ranges };
 }
 
-function isEmpty(entries: Entries): boolean {
+function isEmpty(entries: HeadEntries): boolean {
+  if (isPerHead(entries)) return entries.every(isEmpty);
   if (entries === "all") return false;
   if ("ranges" in entries) return entries.ranges.every(([a, b]) => a >= b);
   return ("pages" in entries ? entries.pages : entries.tokens).length === 0;

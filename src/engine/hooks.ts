@@ -67,6 +67,19 @@ export interface LogBias {
   readonly rows: number;
 }
 
+/** Entries for all heads alike, or one for each KV head, or one for each query head. */
+export type HeadEntries = Entries | readonly Entries[];
+
+/** True for entries that differ by head. */
+export function isPerHead(entries: HeadEntries): entries is readonly Entries[] {
+  return Array.isArray(entries);
+}
+
+/** Entries of head `head` of `heads`; a list may have one for each, or one for each group of them. */
+export function entriesOf(entries: HeadEntries, head: number, heads: number): Entries {
+  return isPerHead(entries) ? entries[Math.floor((head * entries.length) / heads)] : entries;
+}
+
 /**
  * The unit of attention. The parts of a row are disjoint sets of keys; their results merge exactly by log-sum-exp.
  * The engine adds causality itself: row i of a step never sees a later row's key.
@@ -76,8 +89,11 @@ export interface Part {
   readonly heads?: readonly [from: number, to: number];
   /** The queries of this part, rotated or projected for it: [T, Hq, D]; default the step's own. */
   readonly query?: Float32Array;
-  /** Default "all". */
-  readonly entries?: Entries;
+  /**
+   * Default "all". Lists count from head 0, whatever `heads` is. One a query head costs what reading each head's keys for
+   * itself costs.
+   */
+  readonly entries?: HeadEntries;
   /** Only keys with (row's position) - (key's position) < window. */
   readonly window?: number;
   readonly bias?: LogBias;

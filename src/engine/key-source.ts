@@ -1,7 +1,8 @@
 import type { AttentionShape, BlockAttention, BlockQuery, KeyBlock } from "./block-attention.js";
 import { UNSEEN } from "./block-attention.js";
 import type { Cache, LayerCache } from "./cache.js";
-import type { Entries, KeyView, LogBias, Part, Partial } from "./hooks.js";
+import { addBiases } from "./compose.js";
+import { type Entries, entriesOf, isPerHead, type KeyView, type LogBias, type Part, type Partial } from "./hooks.js";
 
 /** Rows that attend: rotated queries and their absolute positions. */
 export interface QueryRows {
@@ -109,14 +110,22 @@ export class FloatKeys implements KeySource {
     const { rows } = query;
     let positions = this.#positions;
     const shared = positions.length === n;
-    const entries = part.entries ?? "all";
+    let entries = part.entries ?? "all";
+    let { bias: given } = part;
+    if (isPerHead(entries) && entries.length !== kvHeads) {
+      // positions differ by KV head at most: what a query head leaves out is masked by a bias
+      const mask = maskBias(entries, n);
+      given = given ? addBiases(given, mask, this.#shape) : mask;
+      entries = "all";
+    }
     const heads = part.heads;
     if (entries !== "all" || heads) {
-      const mask = entryMask(entries, n, PAGE);
-      const copies = heads ? kvHeads : positions.length / n;
+      const apart = heads !== undefined || isPerHead(entries);
+      const copies = apart ? kvHeads : positions.length / n;
       const masked = new Float32Array(copies * n).fill(UNSEEN);
       for (let h = 0; h < copies; h++) {
         if (heads && (h < heads[0] || h >= heads[1])) continue;
+        const mask = entryMask(entriesOf(entries, h, kvHeads), n, PAGE);
         const from = shared ? 0 : h * n;
         for (let i = 0; i < n; i++) if (mask[i]) masked[h * n + i] = positions[from + i];
       }
@@ -140,10 +149,10 @@ export class FloatKeys implements KeySource {
       from === 0 && to === n
         ? b
         : { data: b.data.subarray(from * kvHeads * dim, to * kvHeads * dim), keys: to - from, layout: b.layout };
-    const bias = part.bias && {
-      data: from === 0 && to === n ? part.bias.data : columns(part.bias.data, n, from, to),
-      heads: part.bias.heads,
-      rows: part.bias.rows || 1,
+    const bias = given && {
+      data: from === 0 && to === n ? given.data : columns(given.data, n, from, to),
+      heads: given.heads,
+      rows: given.rows || 1,
     };
     return {
       request: {
@@ -161,6 +170,18 @@ export class FloatKeys implements KeySource {
 }
 
 const PAGE = 16;
+/** What masks a logit inside graphs. */
+const MASKED = -1e30;
+
+/** A bias [heads, n] that masks what a head's entries leave out. */
+function maskBias(entries: readonly Entries[], n: number): LogBias {
+  const data = new Float32Array(entries.length * n);
+  for (const [h, own] of entries.entries()) {
+    const mask = entryMask(own, n, PAGE);
+    for (let i = 0; i < n; i++) if (mask[i] === 0) data[h * n + i] = MASKED;
+  }
+  return { data, heads: entries.length, rows: 0 };
+}
 
 function columns(data: Float32Array, width: number, from: number, to: number): Float32Array {
   const rows = data.length / width;
