@@ -29,6 +29,7 @@ import {
   randomConfig,
   randomWeights,
 } from "../src/models/index.js";
+import { batchMemory, crossAttention, crossState, memoryOf } from "./cross-attention.js";
 import { checkpointOf, engineFor, someIds } from "./random-checkpoint.js";
 
 /** Every hook of the full form: x, positions, weights of two kinds, a state, a form for one row. */
@@ -78,26 +79,33 @@ const USES: Record<string, MechanismUse> = {
   "delta with parts": deltaRule(),
   "gated delta": gatedDeltaRule(),
   counting: counting(),
+  "with a memory": crossAttention(),
+  "with a memory and a state": crossState(),
 };
-const STATELESS = ["softmax", "squared"];
+const STATELESS = ["softmax", "squared", "with a memory"];
 
 function configOf(use: MechanismUse, family: "llama" | "gemma3" | "gpt2" = "llama"): ModelConfig {
   return { ...randomConfig(family), mechanism: use };
 }
 
-/** Logits [T, V] of all rows by the graph that trains. */
+/** Logits [T, V] of all rows by the graph that trains, with the config's own memory where it reads one. */
 async function trainingLogits(config: ModelConfig, ids: readonly number[]): Promise<Float32Array> {
   const graph = buildModel(config, { batch: true, length: ids.length });
   const weights = randomWeights(config, 1);
   const segment = await compile({ inputs: graph.inputs, outputs: { out: graph.logits } }, { weights, threads: 1 });
-  const feeds = batchFeeds(config, { rows: 1, length: ids.length, ids });
+  const feeds = batchFeeds(config, { rows: 1, length: ids.length, ids, ...batchMemory([memoryOf(config)]) });
   const { out } = await segment.run(feeds);
   await segment.release();
   return out.data as Float32Array;
 }
 
+/** An empty sequence, with the memory that `trainingLogits` reads. */
+function begin(engine: Engine) {
+  return engine.sequence(engine.compose([]), memoryOf(engine.config));
+}
+
 async function prefillAll(engine: Engine, ids: readonly number[]): Promise<Float32Array> {
-  const sequence = engine.sequence(engine.compose([]));
+  const sequence = begin(engine);
   const all = new Float32Array(ids.length * engine.config.vocab);
   const onLogits = (first: number, _: number, logits: Float32Array) => all.set(logits, first * engine.config.vocab);
   await engine.prefill(sequence, ids, { wanted: "all", onLogits });
@@ -121,7 +129,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
     const expected = await trainingLogits(config, ids);
     const engine = await engineFor(checkpointOf(config));
     expect(worst(await prefillAll(engine, ids), expected)).toBeLessThan(2e-3);
-    const sequence = engine.sequence(engine.compose([]));
+    const sequence = begin(engine);
     const row = (t: number) => expected.subarray(t * V, (t + 1) * V);
     const first = await engine.prefill(sequence, ids.slice(0, 21), { wanted: "last" });
     expect(worst(first as Float32Array, row(20))).toBeLessThan(2e-3);
@@ -157,7 +165,8 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
   });
 
   it("gives in a batch of packed texts what each text gives alone", async () => {
-    if (name === "counting") return; // it knows nothing of texts within a sequence
+    // these know nothing of texts within a sequence
+    if (name === "counting" || name === "with a memory and a state") return;
     const graph = buildModel(config, { batch: true, length: 16 });
     const weights = randomWeights(config, 1);
     const segment = await compile({ inputs: graph.inputs, outputs: { out: graph.logits } }, { weights, threads: 1 });
@@ -169,6 +178,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
         ids: texts.flat(),
         documents: texts.flatMap((text, d) => text.map(() => d)),
         positions: texts.flatMap((text) => text.map((_, i) => i)),
+        ...batchMemory([memoryOf(config), memoryOf(config)]),
       }),
     );
     await segment.release();
@@ -183,7 +193,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
   it("goes back, goes two ways, is saved and opened, and decodes beside others", async () => {
     const engine = await engineFor(checkpointOf(config));
     const composed = engine.compose([]);
-    const sequence = engine.sequence(composed);
+    const sequence = begin(engine);
     await engine.prefill(sequence, ids.slice(0, 20), { wanted: "none" });
     const step = async (s: typeof sequence, id: number) =>
       Float32Array.from((await engine.decode([{ sequence: s, id }]))[0]);
@@ -200,7 +210,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
     const opened = decodeSequence(file, engine.pool, composed, engine.shape, print).sequence;
     expect(worst(await step(opened, ids[20]), right)).toBe(0);
     // both, and a third one at another place, in one step
-    const other = engine.sequence(composed);
+    const other = begin(engine);
     await engine.prefill(other, ids.slice(0, 5), { wanted: "none" });
     const both = await engine.decode([
       { sequence: copy, id: ids[21] },
@@ -216,7 +226,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
 
   it("leaves a sequence as it was when a prompt is stopped", async () => {
     const engine = await engineFor(checkpointOf(config));
-    const sequence = engine.sequence(engine.compose([]));
+    const sequence = begin(engine);
     await engine.prefill(sequence, ids.slice(0, 10), { wanted: "none" });
     const stop = new AbortController();
     const onProgress = () => stop.abort();
@@ -234,7 +244,9 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
     const bytes = await exportModel(config, randomWeights(config, 1));
     const session = await ort.InferenceSession.create(bytes, { logSeverityLevel: 3 });
     const feed = new ort.Tensor("int64", BigInt64Array.from(ids, BigInt), [ids.length]);
-    const { logits } = await session.run({ ids: feed });
+    const memory = modelFeeds(config, ids, ids.length, memoryOf(config)).memory;
+    const more = memory && { memory: new ort.Tensor("float32", memory.data as Float32Array, [...memory.dims]) };
+    const { logits } = await session.run({ ids: feed, ...more });
     expect(worst(logits.data as Float32Array, await trainingLogits(config, ids))).toBeLessThan(2e-3);
     await session.release();
   });
@@ -253,7 +265,7 @@ it.each(["key decay", "value decay", "delta with parts", "gated delta"])(
 
 describe("in other families", () => {
   it.each(["gemma3", "gpt2"] as const)("%s: windows, learned positions, grouped heads", async (family) => {
-    for (const use of [softmaxAttention(), squared(), gatedDeltaRule(), counting()]) {
+    for (const use of [softmaxAttention(), squared(), gatedDeltaRule(), counting(), crossAttention(), crossState()]) {
       const config = configOf(use, family);
       const ids = someIds(30, config.vocab, 9);
       const engine = await engineFor(checkpointOf(config));

@@ -1,6 +1,13 @@
 import { FoveaError } from "../error.js";
 import { compile, gradients, input, type Tensor, tokenLosses } from "../graph/index.js";
-import { buildModel, type Checkpoint, type Encoding, type ModelConfig, modelFeeds } from "../models/index.js";
+import {
+  boundMechanism,
+  buildModel,
+  type Checkpoint,
+  type Encoding,
+  type ModelConfig,
+  modelFeeds,
+} from "../models/index.js";
 
 /** How a token's share in an answer is measured. */
 export type AttributionMethod = "input" | "attention";
@@ -156,6 +163,8 @@ export function attributionBytes(config: ModelConfig, tokens: number): number {
 }
 
 function check(config: ModelConfig, tokens: number, method: AttributionMethod, memory: number): void {
+  if (boundMechanism(config)?.memory !== undefined)
+    throw new FoveaError("unsupported", `${config.mechanism?.name} reads a memory, which attribution does not take`);
   if (method === "attention" && config.mechanism)
     throw new FoveaError("unsupported", `${config.mechanism.name} has no attention weights`, {
       hint: 'use method "input"',

@@ -1,4 +1,4 @@
-import type { ModelConfig, Tokenizer } from "../models/index.js";
+import type { Memory, ModelConfig, Tokenizer } from "../models/index.js";
 import type { AttachedMethod, ModelShape } from "./hooks.js";
 
 /** How a checkpoint is loaded. */
@@ -39,7 +39,13 @@ export interface SamplingOptions {
   seed?: number;
 }
 
-export interface GenerateOptions extends SamplingOptions {
+/** What a model reads beside the text, where its mechanism declares a memory. */
+export interface MemoryOption {
+  /** rows x m, m as the mechanism declares it. A reading keeps its own: what goes on from one takes none. */
+  memory?: Memory;
+}
+
+export interface GenerateOptions extends SamplingOptions, MemoryOption {
   maxTokens?: number;
   /** Texts at which generation stops; they are not part of the text. */
   stop?: readonly string[];
@@ -173,7 +179,7 @@ export interface Reading extends AsyncDisposable {
   readonly bytes: number;
   /** Most bytes that the cache took while the text was read, as seen after each layer. */
   readonly peakBytes: number;
-  generate(text: PromptInput, options?: GenerateOptions): Generation;
+  generate(text: PromptInput, options?: Omit<GenerateOptions, "memory">): Generation;
   /** Log-probabilities of a continuation; the reading stays as it is. */
   score(text: PromptInput, options?: { signal?: AbortSignal }): Promise<ScoreResult>;
   /**
@@ -212,20 +218,26 @@ export interface Model extends AsyncDisposable {
   generate(prompt: PromptInput | readonly Message[], options?: GenerateOptions): Generation;
   score(
     text: PromptInput,
-    options?: { signal?: AbortSignal; onProgress?: (p: Progress) => void },
+    options?: { signal?: AbortSignal; onProgress?: (p: Progress) => void } & MemoryOption,
   ): Promise<ScoreResult>;
   /** Logits of the last row, or of all rows: [rows, V]. */
-  logits(prompt: PromptInput, options?: { rows?: "last" | "all"; signal?: AbortSignal }): Promise<Float32Array>;
+  logits(
+    prompt: PromptInput,
+    options?: { rows?: "last" | "all"; signal?: AbortSignal } & MemoryOption,
+  ): Promise<Float32Array>;
   read(
     text: PromptInput,
     options?: {
       attention?: MethodInput | readonly MethodInput[];
       signal?: AbortSignal;
       onProgress?: (p: Progress) => void;
-    },
+    } & MemoryOption,
   ): Promise<Reading>;
-  /** A reading saved by `save`. Refused when the model, its precision, cache type or methods differ. */
-  open(file: string): Promise<Reading>;
+  /**
+   * A reading saved by `save`, with the memory that it was read with. Refused when the model, its precision, cache type or
+   * methods differ, and when a memory is given that is another one.
+   */
+  open(file: string, options?: MemoryOption): Promise<Reading>;
   observe<R extends Record<string, Reducer<unknown>>>(
     prompt: PromptInput,
     reducers: R,

@@ -1,4 +1,5 @@
 import { FoveaError } from "../error.js";
+import type { Memory } from "../models/index.js";
 import type { AttentionShape, BlockAttention } from "./block-attention.js";
 import type { Cache } from "./cache.js";
 import type { Composed, LayerHooks } from "./compose.js";
@@ -29,6 +30,8 @@ export interface AttentionSequence {
   readonly tables?: readonly (RotaryTable | null)[];
   readonly rotaryLength: number;
   carried: (CarriedState | undefined)[];
+  /** What the model's mechanism reads beside the text. */
+  readonly memory?: Memory | undefined;
 }
 
 /** Rows on their way through a layer: unrotated projections and absolute positions. q is rotated in place. */
@@ -183,7 +186,7 @@ export class AttentionRunner {
     const mechanism = hooks.mechanism?.hooks.mechanism;
     if (from >= rows) {
       // nobody asks for this layer's outputs
-    } else if (own) await own.attend(layer, shape, source.view, { q, x, positions, from }, out);
+    } else if (own) await own.attend(layer, shape, source.view, { q, x, positions, from }, sequence.memory, out);
     else if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, { q, positions, from }, out);
     else if (prompt && from === 0 && !hooks.reads) await this.#fused.run(shape, q, k, v, rows, out);
     else

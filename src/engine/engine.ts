@@ -1,6 +1,14 @@
 import { checkAbort, FoveaError } from "../error.js";
 import type { CompileOptions } from "../graph/index.js";
-import { boundMechanism, buildModel, type Checkpoint, type ModelConfig, rotaryTable } from "../models/index.js";
+import {
+  boundMechanism,
+  buildModel,
+  type Checkpoint,
+  checkMemory,
+  type Memory,
+  type ModelConfig,
+  rotaryTable,
+} from "../models/index.js";
 import type { LoadOptions, Progress } from "./api.js";
 import { AttentionRunner, type LayerRows } from "./attention.js";
 import { type AttentionShape, BlockAttention } from "./block-attention.js";
@@ -112,6 +120,7 @@ export class Engine {
     options: LoadOptions & { threads: number; memory: number; precision: "float32" | "int8" | "int4" },
   ): Promise<Engine> {
     const { config } = checkpoint;
+    const bound = boundMechanism(config);
     const shape: ModelShape = {
       layers: config.layers,
       width: config.width,
@@ -123,8 +132,12 @@ export class Engine {
       maxPositions: config.maxPositions,
       hash: checkpoint.hash,
       rotary: config.rotary !== null,
-      ...(config.mechanism && {
-        mechanism: { name: config.mechanism.name, state: boundMechanism(config)?.state !== undefined },
+      ...(bound && {
+        mechanism: {
+          name: bound.name,
+          state: bound.state !== undefined,
+          ...(bound.memory !== undefined && { memory: bound.memory }),
+        },
       }),
     };
     const shapes = Array.from(
@@ -185,9 +198,16 @@ export class Engine {
     return compose(methods, this.shape);
   }
 
-  /** An empty sequence under composed methods. */
-  sequence(composed: Composed): Sequence {
-    return new Sequence(this.pool.create(), composed, this.shape);
+  /**
+   * An empty sequence under composed methods, with the memory that the model's mechanism reads.
+   *
+   * @throws FoveaError `bad-input`, `bad-shape` as `checkMemory`
+   */
+  sequence(composed: Composed, memory?: Memory): Sequence {
+    checkMemory(this.shape.mechanism, memory);
+    // a copy: whoever gave it may write into it
+    const own = memory && { data: memory.data.slice(), rows: memory.rows };
+    return new Sequence(this.pool.create(), composed, this.shape, own && { memory: own });
   }
 
   /**
@@ -244,7 +264,10 @@ export class Engine {
    * Runs token ids without methods through the first `layers` layers (default all) and gives the residual stream
    * behind them: [T, d]. Nothing of it is kept.
    */
-  async probe(ids: readonly number[], options: { layers?: number } = {}): Promise<{ residual: Float32Array }> {
+  async probe(
+    ids: readonly number[],
+    options: { layers?: number; memory?: Memory } = {},
+  ): Promise<{ residual: Float32Array }> {
     const layers = options.layers ?? this.config.layers;
     let residual: Float32Array = new Float32Array(0);
     const sequence = this.sequence(
@@ -261,6 +284,7 @@ export class Engine {
           },
         },
       ]),
+      options.memory,
     );
     try {
       await this.prefill(sequence, ids, { wanted: "none", layers: Math.min(layers + 1, this.config.layers) });

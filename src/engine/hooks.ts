@@ -27,8 +27,11 @@ export interface ModelShape {
   readonly hash: string;
   /** True when the model rotates queries and keys. */
   readonly rotary: boolean;
-  /** What the model has in softmax attention's place, and whether it carries a state instead of a cache. */
-  readonly mechanism?: { readonly name: string; readonly state: boolean };
+  /**
+   * What the model has in softmax attention's place, whether it carries a state instead of a cache, and the width of the
+   * memory's rows where it reads one.
+   */
+  readonly mechanism?: { readonly name: string; readonly state: boolean; readonly memory?: number };
 }
 
 /** Where a method acts: layers and query heads; absent means all. Negative layers count from the last. */

@@ -1,5 +1,5 @@
 import { checkAbort, FoveaError } from "../error.js";
-import type { Checkpoint } from "../models/index.js";
+import type { Checkpoint, Memory } from "../models/index.js";
 import type {
   GenerateOptions,
   GenerateResult,
@@ -46,13 +46,14 @@ export interface Operations {
       ids: readonly number[];
       reading?: number;
       methods: MethodList;
-      options: Omit<GenerateOptions, "signal" | "onProgress">;
+      options: Omit<GenerateOptions, "signal" | "onProgress" | "memory">;
+      memory?: Memory | undefined;
     };
     event: { piece: { id: number; text: string } } | { progress: Progress };
     result: GenerateResult;
   };
   score: {
-    args: { ids: readonly number[]; reading?: number; methods: MethodList };
+    args: { ids: readonly number[]; reading?: number; methods: MethodList; memory?: Memory | undefined };
     event: { progress: Progress };
     result: ScoreResult;
   };
@@ -62,12 +63,12 @@ export interface Operations {
     result: Measured;
   };
   logits: {
-    args: { ids: readonly number[]; rows: "last" | "all"; methods: MethodList };
+    args: { ids: readonly number[]; rows: "last" | "all"; methods: MethodList; memory?: Memory | undefined };
     event: never;
     result: Float32Array;
   };
   read: {
-    args: { ids: readonly number[]; methods: MethodList };
+    args: { ids: readonly number[]; methods: MethodList; memory?: Memory | undefined };
     event: { progress: Progress };
     result: ReadingInfo;
   };
@@ -75,7 +76,11 @@ export interface Operations {
   fork: { args: { reading: number }; event: never; result: ReadingInfo };
   close: { args: { reading: number }; event: never; result: undefined };
   save: { args: { reading: number; file: string }; event: never; result: undefined };
-  open: { args: { file: string; methods: MethodList }; event: never; result: ReadingInfo };
+  open: {
+    args: { file: string; methods: MethodList; memory?: Memory | undefined };
+    event: never;
+    result: ReadingInfo;
+  };
   observe: {
     args: { ids: readonly number[]; methods: MethodList; layers?: readonly number[]; head?: number };
     event: { rows: ObservedRows };
@@ -151,9 +156,9 @@ export class Host {
   } = {
     info: async ({ methods }) => this.#info(await this.#compose(methods)),
 
-    generate: async ({ ids, reading, methods, options }, call) => {
+    generate: async ({ ids, reading, methods, options, memory }, call) => {
       checkSampling(options);
-      const { sequence, prompt } = await this.#begin(ids, reading, methods);
+      const { sequence, prompt } = await this.#begin(ids, reading, methods, memory);
       try {
         const after = reading === undefined ? undefined : this.#last.get(reading);
         return await this.#generate(sequence, prompt, after, options, call);
@@ -162,8 +167,8 @@ export class Host {
       }
     },
 
-    score: async ({ ids, reading, methods }, call) => {
-      const { sequence, prompt } = await this.#begin(ids, reading, methods);
+    score: async ({ ids, reading, methods, memory }, call) => {
+      const { sequence, prompt } = await this.#begin(ids, reading, methods, memory);
       try {
         return await this.#score(sequence, prompt, reading === undefined ? undefined : this.#last.get(reading), call);
       } finally {
@@ -188,8 +193,8 @@ export class Host {
       }
     },
 
-    logits: async ({ ids, rows, methods }, call) => {
-      const { sequence, prompt } = await this.#begin(ids, undefined, methods);
+    logits: async ({ ids, rows, methods, memory }, call) => {
+      const { sequence, prompt } = await this.#begin(ids, undefined, methods, memory);
       try {
         if (rows === "last")
           return (
@@ -217,8 +222,8 @@ export class Host {
       }
     },
 
-    read: async ({ ids, methods }, call) => {
-      const { sequence, prompt } = await this.#begin(ids, undefined, methods);
+    read: async ({ ids, methods, memory }, call) => {
+      const { sequence, prompt } = await this.#begin(ids, undefined, methods, memory);
       try {
         let peak = 0;
         const logits = await this.#engine.prefill(sequence, prompt, {
@@ -277,7 +282,7 @@ export class Host {
       return undefined;
     },
 
-    open: async ({ file, methods }) => {
+    open: async ({ file, methods, memory }) => {
       const composed = await this.#compose(methods);
       needFiles(file);
       const { readFile } = await import("node:fs/promises");
@@ -290,6 +295,7 @@ export class Host {
         composed,
         this.#engine.shape,
         this.#fingerprint(composed),
+        memory,
       );
       return this.#keep(sequence, logits);
     },
@@ -386,14 +392,19 @@ export class Host {
     ids: readonly number[],
     reading: number | undefined,
     methods: MethodList,
+    memory?: Memory,
   ): Promise<{ sequence: Sequence; prompt: readonly number[] }> {
     if (reading !== undefined) {
+      if (memory)
+        throw new FoveaError("bad-input", "a memory was given to go on from a reading, which has its own", {
+          hint: "read the text with this memory, and go on from that reading",
+        });
       const held = this.#reading(reading);
       await held.busy;
       return { sequence: held.sequence.fork(this.#engine.shape), prompt: ids };
     }
     const composed = await this.#compose(methods);
-    const sequence = this.#engine.sequence(composed);
+    const sequence = this.#engine.sequence(composed, memory);
     let prompt = ids;
     const { states } = sequence;
     for (const { index, hooks } of composed.context)
@@ -401,7 +412,7 @@ export class Host {
         (await hooks.context?.({
           ids: prompt,
           model: this.#engine.shape,
-          probe: (probeIds, options) => this.#engine.probe(probeIds, options),
+          probe: (probeIds, options) => this.#engine.probe(probeIds, { ...options, memory }),
           get state() {
             return states[index];
           },

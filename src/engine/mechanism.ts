@@ -11,6 +11,7 @@ import {
   type BoundMechanism,
   boundMechanism,
   buildModel,
+  type Memory,
   type ModelConfig,
   type ModelGraph,
   positionFeeds,
@@ -77,6 +78,7 @@ export interface MechanismRows {
 export interface CarryingSequence {
   carried: (CarriedState | undefined)[];
   readonly rotaryLength: number;
+  readonly memory?: Memory | undefined;
 }
 
 /**
@@ -108,6 +110,7 @@ export class ModelMechanism {
     shape: AttentionShape,
     view: KeyView,
     rows: LookingRows & { readonly x: Float32Array },
+    memory: Memory | undefined,
     out: Float32Array,
   ): Promise<void> {
     const { width } = this.#config;
@@ -116,6 +119,7 @@ export class ModelMechanism {
     const more: Record<string, Feed> = {
       x: { data: rows.x.subarray(rows.from * width), dims: [positions.length, width] },
       positions: { data: BigInt64Array.from(positions, BigInt), dims: [positions.length] },
+      ...this.#memoryFeed(memory),
     };
     await runOverKeys(segment, shape, view, rows, more, out);
   }
@@ -130,7 +134,7 @@ export class ModelMechanism {
       const count = Math.min(size, all.rows - first);
       const known = count === 1 || count === size ? count : undefined;
       const segment = await this.#segments.get(`${layer}|${known}`, () => this.#fromState(layer, known));
-      const feeds = this.#feeds(segment, layer, all, first, count, state, sequence.rotaryLength);
+      const feeds = this.#feeds(segment, layer, all, first, count, state, sequence);
       const heads_ = out.subarray(first * wide, (first + count) * wide);
       const made = await segment.run(feeds, { heads: { data: heads_, dims: [count, heads, headDim] } });
       state = Object.fromEntries(
@@ -158,7 +162,7 @@ export class ModelMechanism {
     first: number,
     count: number,
     state: CarriedState,
-    rotaryLength: number,
+    { memory, rotaryLength }: CarryingSequence,
   ): Record<string, Feed> {
     const { heads, kvHeads, headDim, width } = this.#config;
     const part = (data: Float32Array, ...tail: number[]): Feed => {
@@ -170,12 +174,19 @@ export class ModelMechanism {
       k: part(all.k, kvHeads, headDim),
       v: part(all.v, kvHeads, headDim),
       x: part(all.x, width),
+      ...this.#memoryFeed(memory),
     };
     for (const [name, shape] of Object.entries(this.bound.state ?? {}))
       known[`state.${layer}.${name}`] = { data: state[name], dims: [1, ...shape] };
     if (segment.inputNames.some((name) => !(name in known)))
       Object.assign(known, positionFeeds(this.#config, all.positions.subarray(first, first + count), rotaryLength));
     return Object.fromEntries(segment.inputNames.map((name) => [name, known[name]]));
+  }
+
+  #memoryFeed(memory: Memory | undefined): Record<string, Feed> {
+    const { memory: width } = this.bound;
+    if (!memory || width === undefined) return {};
+    return { memory: { data: memory.data, dims: [memory.rows, width] } };
   }
 
   /** From a layer's projections and state to its heads and the state after them. */
@@ -198,6 +209,7 @@ export class ModelMechanism {
       ...keyInputs(shape),
       x: input("x", ["T", this.#config.width]),
       positions: input("positions", ["T"], "int64"),
+      ...(bound.memory !== undefined && { memory: input("memory", ["M", bound.memory]) }),
     };
     const { q, k, v, mask } = perQueryHead(inputs, shape);
     const weights = Object.entries(bound.weights).map(
@@ -215,6 +227,7 @@ export class ModelMechanism {
       state: {},
       scale: shape.scale,
       longest: this.#config.maxPositions,
+      memory: inputs.memory?.unsqueeze(0), // [1, M, m]
     });
     return cutAt(inputs, { out: out.squeeze(0) });
   }

@@ -6,6 +6,7 @@ import type {
   GenerateOptions,
   GenerateResult,
   Generation,
+  MemoryOption,
   Message,
   MethodInput,
   Model,
@@ -99,12 +100,12 @@ class ConnectedModel implements Model {
   }
 
   #generate(ids: readonly number[], reading: number | undefined, options: GenerateOptions): Generation {
-    const { signal, onProgress, ...rest } = options;
+    const { signal, onProgress, memory, ...rest } = options;
     const pieces = new PieceQueue();
     const result = this.#parts.connection
       .call(
         "generate",
-        { ids, reading, methods: this.#parts.methods, options: rest },
+        { ids, reading, methods: this.#parts.methods, options: rest, memory },
         { signal, onEvent: (event) => ("piece" in event ? pieces.push(event.piece) : onProgress?.(event.progress)) },
       )
       .then(
@@ -124,20 +125,24 @@ class ConnectedModel implements Model {
 
   score(
     text: PromptInput,
-    options: { signal?: AbortSignal; onProgress?: (p: Progress) => void } = {},
+    options: { signal?: AbortSignal; onProgress?: (p: Progress) => void } & MemoryOption = {},
   ): Promise<ScoreResult> {
+    const { memory } = options;
     return this.#parts.connection.call(
       "score",
-      { ids: idsOf(text, this.#parts.tokenizer, true), methods: this.#parts.methods },
+      { ids: idsOf(text, this.#parts.tokenizer, true), methods: this.#parts.methods, memory },
       { signal: options.signal, onEvent: (e) => options.onProgress?.(e.progress) },
     );
   }
 
-  logits(prompt: PromptInput, options: { rows?: "last" | "all"; signal?: AbortSignal } = {}): Promise<Float32Array> {
+  logits(
+    prompt: PromptInput,
+    { rows = "last", signal, memory }: { rows?: "last" | "all"; signal?: AbortSignal } & MemoryOption = {},
+  ): Promise<Float32Array> {
     return this.#parts.connection.call(
       "logits",
-      { ids: idsOf(prompt, this.#parts.tokenizer, true), rows: options.rows ?? "last", methods: this.#parts.methods },
-      { signal: options.signal },
+      { ids: idsOf(prompt, this.#parts.tokenizer, true), rows, methods: this.#parts.methods, memory },
+      { signal },
     );
   }
 
@@ -147,10 +152,10 @@ class ConnectedModel implements Model {
       attention?: MethodInput | readonly MethodInput[];
       signal?: AbortSignal;
       onProgress?: (p: Progress) => void;
-    } = {},
+    } & MemoryOption = {},
   ): Promise<Reading> {
     const { connection, tokenizer } = this.#parts;
-    const { attention } = options;
+    const { attention, memory } = options;
     const extra =
       attention === undefined
         ? []
@@ -159,14 +164,14 @@ class ConnectedModel implements Model {
           : [attention as MethodInput];
     const info = await connection.call(
       "read",
-      { ids: idsOf(text, tokenizer, true), methods: [...this.#parts.methods, ...extra] },
+      { ids: idsOf(text, tokenizer, true), methods: [...this.#parts.methods, ...extra], memory },
       { signal: options.signal, onEvent: (e) => options.onProgress?.(e.progress) },
     );
     return this.#reading(info);
   }
 
-  async open(file: string): Promise<Reading> {
-    return this.#reading(await this.#parts.connection.call("open", { file, methods: this.#parts.methods }));
+  async open(file: string, { memory }: MemoryOption = {}): Promise<Reading> {
+    return this.#reading(await this.#parts.connection.call("open", { file, methods: this.#parts.methods, memory }));
   }
 
   #reading(first: ReadingInfo): Reading {

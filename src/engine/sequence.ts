@@ -1,4 +1,5 @@
 import { FoveaError } from "../error.js";
+import { checkMemory, type Memory } from "../models/index.js";
 import { Cache, type CachePool } from "./cache.js";
 import type { Composed } from "./compose.js";
 import type { ModelShape } from "./hooks.js";
@@ -18,23 +19,32 @@ export class Sequence {
   logits: Float32Array | undefined;
   /** Per layer what the model's mechanism carries from row to row. Every step makes new arrays: old ones stay as they are. */
   carried: (CarriedState | undefined)[] = [];
+  /** What the model's mechanism reads beside the text, from the first token to the last. */
+  readonly memory: Memory | undefined;
   #closed = false;
 
-  constructor(cache: Cache, composed: Composed, model: ModelShape, from?: { ids: number[]; states: unknown[] }) {
+  constructor(
+    cache: Cache,
+    composed: Composed,
+    model: ModelShape,
+    from: { ids?: number[]; states?: unknown[]; memory?: Memory | undefined } = {},
+  ) {
     this.cache = cache;
     this.composed = composed;
-    this.ids = from?.ids ?? [];
-    this.states = from?.states ?? composed.methods.map((m) => m.hooks.state?.(model));
+    this.ids = from.ids ?? [];
+    this.states = from.states ?? composed.methods.map((m) => m.hooks.state?.(model));
+    this.memory = from.memory;
   }
 
   get length(): number {
     return this.ids.length;
   }
 
-  /** Bytes of what is kept of the tokens: cached pages, and a mechanism's states. */
+  /** Bytes of what is kept of the tokens: cached pages, and a mechanism's states and memory. */
   get bytes(): number {
     const states = this.carried.flatMap((state) => Object.values(state ?? {}));
-    return this.cache.bytes + states.reduce((sum, data) => sum + data.byteLength, 0);
+    const memory = this.memory?.data.byteLength ?? 0;
+    return this.cache.bytes + memory + states.reduce((sum, data) => sum + data.byteLength, 0);
   }
 
   get closed(): boolean {
@@ -46,6 +56,7 @@ export class Sequence {
     const copy = new Sequence(this.cache.fork(), this.composed, model, {
       ids: [...this.ids],
       states: this.states.map((s) => structuredClone(s)),
+      memory: this.memory,
     });
     copy.tables = this.tables;
     copy.rotaryLength = this.rotaryLength;
@@ -113,8 +124,8 @@ export function encodeSequence(
   logits: Float32Array | null,
   fingerprint: Fingerprint,
 ): Uint8Array[] {
-  const { carried, rotaryLength } = sequence;
-  const states = encodeState({ states: sequence.states, rotaryLength, logits, carried });
+  const { carried, memory, rotaryLength } = sequence;
+  const states = encodeState({ states: sequence.states, rotaryLength, logits, carried, memory });
   const cache = sequence.cache.serialize();
   const buffers = [...states.buffers, ...cache];
   const header = new TextEncoder().encode(
@@ -133,13 +144,17 @@ export function encodeSequence(
   return [prefix, header, ...buffers];
 }
 
-/** The sequence that `encodeSequence` wrote. Throws mismatch for another model or method, bad-file for damage. */
+/**
+ * The sequence that `encodeSequence` wrote, with the memory that it was read with. Throws mismatch for another model or
+ * method and, where a memory is given, for another one; bad-file for damage.
+ */
 export function decodeSequence(
   bytes: Uint8Array,
   pool: CachePool,
   composed: Composed,
   model: ModelShape,
   fingerprint: Fingerprint,
+  memory?: Memory,
 ): { sequence: Sequence; logits: Float32Array | null } {
   const bad = (why: string) =>
     new FoveaError("bad-file", `not a usable saved reading: ${why}`, { hint: "read the text again and save it" });
@@ -190,12 +205,26 @@ export function decodeSequence(
     rotaryLength: number;
     logits: Float32Array | null;
     carried?: (CarriedState | undefined)[];
+    memory?: Memory;
   };
+  checkMemory(model.mechanism, saved.memory);
+  if (memory && !sameMemory(memory, saved.memory))
+    throw new FoveaError("mismatch", "the saved reading was made with another memory than the one that was given", {
+      hint: "open it without a memory to go on with its own, or read the text again with this one",
+    });
   const cache = Cache.deserialize(pool, cacheBuffers);
-  const sequence = new Sequence(cache, composed, model, { ids: header.ids, states: saved.states });
+  const sequence = new Sequence(cache, composed, model, {
+    ids: header.ids,
+    states: saved.states,
+    memory: saved.memory,
+  });
   sequence.rotaryLength = saved.rotaryLength;
   sequence.carried = saved.carried ?? [];
   return { sequence, logits: saved.logits };
+}
+
+function sameMemory(a: Memory, b: Memory | undefined): boolean {
+  return a.rows === b?.rows && a.data.length === b.data.length && a.data.every((x, i) => x === b.data[i]);
 }
 
 /** FNV-1a over 32-bit words, enough to notice damage. */

@@ -13,6 +13,7 @@ import {
 
 import { type Activation, boundMechanism, type ModelConfig } from "./config.js";
 import type { MechanismInputs } from "./mechanism.js";
+import { checkMemory, type Memory } from "./memory.js";
 import { canonicalTensors } from "./names.js";
 import { rotaryCosSin, rotaryTable } from "./rotary.js";
 
@@ -40,7 +41,8 @@ export interface ModelGraph {
   readonly ids: Tensor;
   /**
    * Inputs by name: `ids`; `positions` (int64 [T], learned positions); `cos` and `sin` ([T, dims / 2], rotary);
-   * `cos_local` and `sin_local` (local layers, Gemma 3). `modelFeeds` makes their values.
+   * `cos_local` and `sin_local` (local layers, Gemma 3); `memory` ([M, m], where the mechanism reads one). `modelFeeds`
+   * makes their values.
    */
   readonly inputs: Readonly<Record<string, Tensor>>;
   readonly taps: ReadonlyMap<string, Tensor>;
@@ -53,8 +55,8 @@ export interface BuildOptions {
   /**
    * Several sequences of one length at once, for training. `ids` and `documents` are int64 [B, T]; a row of `documents`
    * numbers the texts that are packed into a sequence, and a token attends within its own text only. Taps have B * T for
-   * T, `logits.l` and `pattern.l` are [B, Hq, T, T]; positions, cos and sin are those of each token, [B * T, ...]. See
-   * `batchFeeds`. Default false.
+   * T, `logits.l` and `pattern.l` are [B, Hq, T, T]; positions, cos and sin are those of each token, [B * T, ...]; a memory
+   * is that of each sequence, [B, M, m]. See `batchFeeds`. Default false.
    */
   readonly batch?: boolean;
   /** Layers compute their inner values again when gradients are taken, and keep only what enters them. Default false. */
@@ -101,6 +103,8 @@ export function buildModel(config: ModelConfig, options: BuildOptions = {}): Mod
   const mechanism = boundMechanism(config);
   const ids = newInput("ids", batch ? ["B", T] : [T], "int64");
   const documents = batch ? newInput("documents", ["B", T], "int64") : undefined;
+  const m = mechanism?.memory;
+  const memory = m === undefined ? undefined : newInput("memory", batch ? ["B", "M", m] : ["M", m], "float32");
   const visible = maskOf(ids, documents);
   let x = weight("embed").gather(batch ? ids.reshape([N]) : ids); // [T, d]
   if (config.embeddingScale !== 1) x = x.mul(config.embeddingScale);
@@ -165,6 +169,7 @@ export function buildModel(config: ModelConfig, options: BuildOptions = {}): Mod
         state: Object.fromEntries(Object.entries(own.state ?? {}).map(([n, shape]) => [n, carried(n, shape)])),
         scale,
         longest: options.state ? own.rows : config.maxPositions,
+        memory: batch ? memory : memory?.unsqueeze(0), // [B, M, m]
       };
       const { out, state } = options.step ? own.step(given) : own.forward(given);
       for (const n of Object.keys(own.state ?? {})) tap(state[n], `new_state.${l}.${n}`, taps);
@@ -267,15 +272,21 @@ export interface ModelFeed {
 /**
  * Values of all inputs of a model's graph for a run over these tokens from the beginning.
  * @param length tokens of the sequence when it is as long as it gets (for scalings that depend on it); default: these
+ * @param memory what the model's mechanism reads beside the text, where it does
+ * @throws FoveaError as `checkMemory`
  */
 export function modelFeeds(
   config: ModelConfig,
   ids: readonly number[],
   length = ids.length,
+  memory?: Memory,
 ): Record<string, ModelFeed> {
+  const mechanism = boundMechanism(config);
+  checkMemory(mechanism, memory);
   const positions = Array.from({ length: ids.length }, (_, i) => i);
   return {
     ids: { data: BigInt64Array.from(ids, BigInt), dims: [ids.length] },
+    ...(memory && { memory: { data: memory.data, dims: [memory.rows, mechanism?.memory as number] } }),
     ...positionFeeds(config, positions, length),
   };
 }
@@ -292,10 +303,13 @@ export interface SequenceBatch {
   readonly documents?: ArrayLike<number>;
   /** [B * T] Default: 0 ... T - 1 in every row. */
   readonly positions?: ArrayLike<number>;
+  /** [B, M, m] what the mechanism reads beside each row; the texts packed into a row share it. */
+  readonly memory?: { readonly data: Float32Array; readonly dims: readonly number[] };
 }
 
 /**
- * Values of all inputs of a batched model's graph. Throws FoveaError "bad-shape" for lists that are no [B, T].
+ * Values of all inputs of a batched model's graph. Throws FoveaError "bad-shape" for lists that are no [B, T], and as
+ * `checkMemory`.
  * @param length as for `modelFeeds`; default T
  */
 export function batchFeeds(
@@ -303,16 +317,20 @@ export function batchFeeds(
   batch: SequenceBatch,
   length = batch.length,
 ): Record<string, ModelFeed> {
-  const { rows, length: T, ids, documents, positions } = batch;
+  const { rows, length: T, ids, documents, positions, memory } = batch;
   for (const [name, list] of Object.entries({ ids, documents, positions })) {
     if (list && list.length !== rows * T) {
       throw new FoveaError("bad-shape", `${list.length} ${name} are no [${rows}, ${T}]`);
     }
   }
+  const mechanism = boundMechanism(config);
+  const M = memory?.dims[1] ?? Number.NaN;
+  checkMemory(mechanism, memory && { data: memory.data, rows: M }, rows);
   const int64 = (list: ArrayLike<number>): BigInt64Array => BigInt64Array.from(list as number[], BigInt);
   return {
     ids: { data: int64(ids), dims: [rows, T] },
     documents: { data: documents ? int64(documents) : new BigInt64Array(rows * T), dims: [rows, T] },
+    ...(memory && { memory: { data: memory.data, dims: [rows, M, mechanism?.memory as number] } }),
     ...positionFeeds(config, positions ?? Array.from({ length: rows * T }, (_, i) => i % T), length),
   };
 }

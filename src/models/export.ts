@@ -14,7 +14,8 @@ export interface ExportOptions {
 
 /**
  * A whole model as one ONNX file: `ids` (int64 [T]) in, `logits` ([T, V]) out, or any other taps. Positions count from
- * 0 and are part of the graph, so a plain ONNX session needs nothing but the ids.
+ * 0 and are part of the graph, so a plain ONNX session needs nothing but the ids, and `memory` ([M, m]) where the model's
+ * mechanism reads one.
  *
  * @throws FoveaError "bad-input" for an unknown output, "too-large" past 2 GiB
  */
@@ -34,7 +35,11 @@ export async function exportModel(
   const ids = input("ids", ["T"], "int64");
   const replace = substitution(new Map([[graph.ids, ids], ...positionInputs(config, graph.inputs, ids)]));
   const taps = outputs.map((name) => [name, replace(graph.taps.get(name) as Tensor)]);
-  return exportOnnx({ inputs: { ids }, outputs: Object.fromEntries(taps) }, { weights, precision });
+  const { memory } = graph.inputs;
+  return exportOnnx(
+    { inputs: { ids, ...(memory && { memory }) }, outputs: Object.fromEntries(taps) },
+    { weights, precision },
+  );
 }
 
 /** What stands for the inputs that depend on positions: the same values, computed from the number of ids. */

@@ -44,11 +44,14 @@ export {
   type MechanismShape,
   type MechanismUse,
   type MechanismWeight,
+  type MemoryDefinition,
+  type MemoryInputs,
   mechanism,
   mechanismNames,
   useMechanism,
   useOf,
 } from "./mechanism.js";
+export { checkMemory, type Memory, type MemoryReader } from "./memory.js";
 export { type CanonicalTensor, canonicalTensors, type FileTensor, fileTensors } from "./names.js";
 export { type RandomSizes, randomConfig, randomWeights, seededNormals } from "./random.js";
 export {

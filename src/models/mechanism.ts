@@ -34,6 +34,14 @@ export interface MechanismInputs {
   readonly positions: Tensor;
   /** How many rows T stands for at most, where it is no number. */
   readonly longest: number;
+  /** [B, M, m] rows beside the text, where the mechanism declares a `memory`. */
+  readonly memory: Tensor | undefined;
+}
+
+/** What a mechanism that declares a `memory` is given. M rows of width m, the same for all layers. */
+export interface MemoryInputs extends MechanismInputs {
+  /** [B, M, m] */
+  readonly memory: Tensor;
 }
 
 /** What a mechanism gives: its heads' outputs [B, H, T, D], and what it carries on where it declares a state. */
@@ -47,7 +55,10 @@ export interface MechanismWeight {
 }
 
 /** A mechanism: the whole of attention, replaced. Written once over graph tensors, then trained, run and exported. */
-export interface MechanismDefinition<P extends z.ZodObject = z.ZodObject> {
+export interface MechanismDefinition<
+  P extends z.ZodObject = z.ZodObject,
+  Inputs extends MechanismInputs = MechanismInputs,
+> {
   /** Words of a-z and 0-9 joined by "-"; a checkpoint's config.json names it so. */
   readonly name: string;
   /** One sentence. */
@@ -63,14 +74,23 @@ export interface MechanismDefinition<P extends z.ZodObject = z.ZodObject> {
    */
   state?(shape: MechanismShape, parameters: z.output<P>): Readonly<Record<string, readonly number[]>>;
   /**
+   * Declares that it reads a memory, and the width m of its rows. Batches of training bring it in `extras`, under the name
+   * "memory" [B, M, m]; while running it belongs to the sequence; an exported file has an input of that name.
+   */
+  memory?(shape: MechanismShape, parameters: z.output<P>): number;
+  /**
    * Rows that `forward` takes at most when it is run with a state over rows of unknown number; a longer text goes in
    * pieces of so many, the last one shorter. Default 64.
    */
   readonly rows?: number;
-  forward(inputs: MechanismInputs, parameters: z.output<P>): MechanismResult;
+  forward(inputs: Inputs, parameters: z.output<P>): MechanismResult;
   /** A cheaper form of `forward` for one row; held to it by a test of the mechanism's. */
-  step?(inputs: MechanismInputs, parameters: z.output<P>): MechanismResult;
+  step?(inputs: Inputs, parameters: z.output<P>): MechanismResult;
 }
+
+/** One that reads a memory. */
+export type MemoryDefinition<P extends z.ZodObject = z.ZodObject> = MechanismDefinition<P, MemoryInputs> &
+  Required<Pick<MechanismDefinition<P>, "memory">>;
 
 /** A mechanism with its parameters, as a model's config holds it. */
 export interface MechanismUse {
@@ -102,8 +122,12 @@ const registry = new Map<string, MechanismDefinition>();
  * @throws FoveaError `bad-input` for a name that is none, or another mechanism's
  */
 export function mechanism<P extends z.ZodObject = z.ZodObject<Record<never, never>>>(
+  definition: MemoryDefinition<P>,
+): MechanismFactory<P>;
+export function mechanism<P extends z.ZodObject = z.ZodObject<Record<never, never>>>(
   definition: MechanismDefinition<P>,
-): MechanismFactory<P> {
+): MechanismFactory<P>;
+export function mechanism<P extends z.ZodObject>(definition: MechanismDefinition<P>): MechanismFactory<P> {
   const { name } = definition;
   if (!/^[a-z][a-z0-9]*(-[a-z0-9]+)*$/.test(name))
     throw new FoveaError("bad-input", `a mechanism's name is ${JSON.stringify(name)}; expected words joined by "-"`);
@@ -152,6 +176,8 @@ export class BoundMechanism {
   readonly weights: Readonly<Record<string, MechanismWeight>>;
   /** Undefined where it has no state: then it reads cached keys and values. */
   readonly state: Readonly<Record<string, readonly number[]>> | undefined;
+  /** Width m of a memory's rows; undefined where it reads none. */
+  readonly memory: number | undefined;
   readonly #definition: MechanismDefinition;
   readonly #parameters: Record<string, unknown>;
 
@@ -165,6 +191,11 @@ export class BoundMechanism {
     this.rows = definition.rows ?? 64;
     this.weights = definition.weights?.(shape, parameters) ?? {};
     this.state = definition.state?.(shape, parameters);
+    this.memory = definition.memory?.(shape, parameters);
+    if (this.memory !== undefined && !(Number.isInteger(this.memory) && this.memory >= 1))
+      throw new FoveaError("bad-input", `${this.name} declares a memory of width ${this.memory}`, {
+        hint: "return a whole number of at least 1, for example the model's width",
+      });
   }
 
   forward(inputs: MechanismInputs): { out: Tensor; state: Readonly<Record<string, Tensor>> } {

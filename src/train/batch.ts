@@ -14,7 +14,10 @@ export interface Batch {
   readonly documents?: Int32Array;
   /** Position of each token [B * T]. Default: 0 ... T - 1 in every row. */
   readonly positions?: Int32Array;
-  /** What a loss of one's own reads beside these, by name: a teacher's log-probabilities, say. */
+  /**
+   * What a loss of one's own reads beside these, by name: a teacher's log-probabilities, say. `memory` [B, M, m] is what the
+   * model's mechanism reads, where it declares one; the texts packed into a row share it.
+   */
   readonly extras?: Readonly<Record<string, { readonly data: Float32Array; readonly dims: readonly number[] }>>;
 }
 

@@ -1,6 +1,6 @@
 import { FoveaError } from "../error.js";
 import { compile, gradients, input, type Segment, type Tensor, type WeightSource } from "../graph/index.js";
-import { batchFeeds, type ModelConfig, type ModelGraph } from "../models/index.js";
+import { batchFeeds, boundMechanism, type ModelConfig, type ModelGraph } from "../models/index.js";
 import type { Batch } from "./batch.js";
 import { type Loss, nextTokenLoss } from "./losses.js";
 import { clipFactor, globalNorm, type Optimizer } from "./optimizer.js";
@@ -40,6 +40,8 @@ export interface StepResult {
  */
 export class TrainingStep {
   readonly #options: StepOptions;
+  /** Else an extra of that name is a loss's own. */
+  readonly #readsMemory: boolean;
   readonly #parameters: readonly string[];
   readonly #plans = new Map<ModelGraph, Plan>();
   readonly #graphs = new Map<number, ModelGraph>();
@@ -57,6 +59,7 @@ export class TrainingStep {
   /** `values`: first values of the trained parameters and, when training goes on, of the optimiser's state. */
   constructor(options: StepOptions, values: (name: string) => Float32Array | undefined) {
     this.#options = options;
+    this.#readsMemory = boundMechanism(options.config)?.memory !== undefined;
     const { parameters, slots } = this.#plan(options.build(1));
     this.#parameters = parameters.map((p) => p.name as string);
     const first = (t: Tensor): Value => {
@@ -262,7 +265,7 @@ export class TrainingStep {
     if (wrong !== undefined)
       throw new FoveaError("bad-input", `a batch has token ${wrong}; the vocabulary has ${config.vocab}`);
     const feeds = {
-      ...batchFeeds(config, batch),
+      ...batchFeeds(config, { ...batch, ...(this.#readsMemory && { memory: batch.extras?.memory }) }),
       targets: { data: BigInt64Array.from(targets, BigInt), dims: [n] },
       weights: { data: weights, dims: [n] },
       ...Object.fromEntries(Object.entries(batch.extras ?? {}).map(([name, value]) => [`extra ${name}`, value])),

@@ -1,5 +1,5 @@
 import { exportModel } from "../../models/export.js";
-import { openCheckpoint } from "../../models/index.js";
+import { boundMechanism, openCheckpoint } from "../../models/index.js";
 import { command } from "../command.js";
 import { writeAtomic } from "../files.js";
 import { formatBytes, json } from "../format.js";
@@ -41,8 +41,9 @@ export const exportCommand = command({
         await writeAtomic(out, bytes);
         progress.clear();
         const size = bytes.byteLength;
-        if (asJson) io.out(json({ file: out, bytes: size, inputs: ["ids"], outputs: names }, io.outTty));
-        else io.out(`wrote ${out} (${formatBytes(size)}): ids -> ${names.join(", ")}\n`);
+        const inputs = boundMechanism(checkpoint.config)?.memory === undefined ? ["ids"] : ["ids", "memory"];
+        if (asJson) io.out(json({ file: out, bytes: size, inputs, outputs: names }, io.outTty));
+        else io.out(`wrote ${out} (${formatBytes(size)}): ${inputs.join(", ")} -> ${names.join(", ")}\n`);
       } finally {
         await checkpoint.close();
       }
