@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { AttachedMethod, AttentionStep } from "../../engine/hooks.js";
+import type { AttachedMethod, AttentionStep, Part } from "../../engine/hooks.js";
 import { rotate } from "../../engine/rotary.js";
 import { largest } from "../budget.js";
 import { full } from "../full.js";
@@ -134,14 +134,14 @@ describe("sparq", () => {
             { ...step, score: step.score, attend: step.attend, state: new Map() },
             { tokens: 7, components: headDim, local: 0, reallocate: false },
           );
-          for (const [kv, part] of parts.entries()) {
-            if (!("entries" in part) || typeof part.entries !== "object" || !("tokens" in part.entries)) continue;
+          const [{ entries }] = parts as readonly Part[];
+          for (const [kv, list] of (entries as readonly { tokens: Int32Array }[]).entries()) {
             const row = logits.subarray(kv * step.view.length(kv), (kv + 1) * step.view.length(kv));
             const best = largest(row.subarray(0, -1), 7);
-            expect([...part.entries.tokens]).toEqual([...best, row.length - 1]);
+            expect([...list.tokens]).toEqual([...best, row.length - 1]);
             const weights = softmax([...row]);
-            const mass = [...part.entries.tokens].reduce((sum, t) => sum + weights[t], 0);
-            expect(keptMass(row, part.entries.tokens)).toBeCloseTo(mass, 5);
+            const mass = [...list.tokens].reduce((sum, t) => sum + weights[t], 0);
+            expect(keptMass(row, list.tokens)).toBeCloseTo(mass, 5);
             checked++;
           }
           return [{}];

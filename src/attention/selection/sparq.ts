@@ -81,9 +81,9 @@ export async function sparqParts(
   const ranked = reduceGroups({ data: approximate, heads, keys }, kvHeads, "sum");
   const local = Math.min(tokens, budgetTokens(params.local, tokens));
   const chosen = topPerHead(ranked, tokens + 1, { window: local + 1 }, lengths); // J, a list a KV head
-  const parts = chosen.map((list, kv): Part => ({ heads: [kv, kv + 1], entries: { tokens: list } }));
-  if (!params.reallocate) return parts;
-  const exact = sumDisjoint(await Promise.all(parts.map((part) => step.attend(part))));
+  const part: Part = { entries: chosen.map((list) => ({ tokens: list })) };
+  if (!params.reallocate) return [part];
+  const exact = await step.attend(part); // y
   const means = currentMeans(step, lengths);
   const group = heads / kvHeads;
   const kept = Float32Array.from({ length: heads }, (_, head) =>
@@ -133,15 +133,6 @@ export function withMean({ output, lse }: Partial, kept: Float32Array, { mean }:
     }),
     lse: lse.map((x, head) => x - Math.log(kept[head])),
   };
-}
-
-/** One result of several that cover different heads. */
-function sumDisjoint([first, ...rest]: readonly Partial[]): Partial {
-  for (const { output, lse } of rest) {
-    for (let i = 0; i < output.length; i++) first.output[i] += output[i];
-    for (let i = 0; i < lse.length; i++) first.lse[i] = Math.max(first.lse[i], lse[i]);
-  }
-  return first;
 }
 
 /** vbar <- (n vbar + v) / (n + 1), row by row. */
