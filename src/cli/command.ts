@@ -21,6 +21,8 @@ export interface Positional {
   readonly name: string;
   readonly help: string;
   readonly optional?: boolean;
+  /** One or more may stand here. */
+  readonly many?: boolean;
 }
 
 interface Definition<O extends OptionTable> {
@@ -141,7 +143,7 @@ function checkPositionals(given: readonly string[], wanted: readonly Positional[
   const missing = wanted.find((positional, i) => !positional.optional && given.length <= i);
   if (missing)
     throw new UsageError(`fovea ${commandName} needs <${missing.name}>: ${missing.help}`, hintFor(commandName));
-  if (given.length > wanted.length) {
+  if (given.length > wanted.length && !wanted.some(({ many }) => many)) {
     const extra = given[wanted.length];
     const hint = wanted.length === 0 ? `a prompt goes behind -p: -p ${JSON.stringify(extra)}` : hintFor(commandName);
     throw new UsageError(`fovea ${commandName} does not take "${extra}"`, hint);
@@ -150,7 +152,10 @@ function checkPositionals(given: readonly string[], wanted: readonly Positional[
 
 /** The help text of one command. */
 export function commandHelp(of: Command): string {
-  const positionals = (of.positionals ?? []).map(({ name, optional }) => (optional ? `[${name}]` : `<${name}>`));
+  const positionals = (of.positionals ?? []).map(({ name, optional, many }) => {
+    const shown = many ? `${name}>...` : `${name}>`;
+    return optional ? `[${shown.replace(">", "]")}` : `<${shown}`;
+  });
   const lines = [["usage: fovea", of.name, ...positionals, "[options]"].join(" "), "", of.about ?? of.summary, ""];
   if (of.positionals?.length) lines.push(...columns(of.positionals.map(({ name, help }) => [`  ${name}`, help])), "");
   lines.push("options:", ...columns(Object.entries(of.options).map(([name, option]) => optionLine(name, option))));

@@ -2,7 +2,7 @@ import { spawn } from "node:child_process";
 import { constants } from "node:os";
 
 /** Commands that run a model long enough for it to pay. */
-const RUNNING = ["generate", "score", "attention", "bench"];
+const RUNNING = ["ask", "generate", "score", "attention", "bench"];
 /** glibc's settings: one heap for all threads, in huge pages. Other C libraries ignore them. */
 const TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1";
 

@@ -1,5 +1,6 @@
 import { FoveaError } from "../error.js";
 import { type Command, columns } from "./command.js";
+import { askCommand } from "./commands/ask.js";
 import { attention } from "./commands/attention.js";
 import { attributeCommand } from "./commands/attribute.js";
 import { bench } from "./commands/bench.js";
@@ -19,6 +20,7 @@ import { packageVersion } from "./version.js";
 
 /** Every command, in the order of --help. */
 export const COMMANDS: readonly Command[] = [
+  askCommand,
   generate,
   score,
   inspect,

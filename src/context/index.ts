@@ -1,4 +1,12 @@
 export {
+  type Answer,
+  type AskedDocument,
+  type AskOptions,
+  ask,
+  type Evidence,
+  linesOf,
+} from "./ask.js";
+export {
   type AttributedPiece,
   type AttributedToken,
   type AttributeOptions,

@@ -187,6 +187,12 @@ export interface Reading extends AsyncDisposable {
    * read, how fast, with which distributions. The reading stays as it is.
    */
   measure(question: PromptInput, options?: MeasureOptions): Promise<Measured>;
+  /** What the rows of a continuation read: as `Model.observe`, without the rows before. The reading stays as it is. */
+  observe<R extends Record<string, Reducer<unknown>>>(
+    text: PromptInput,
+    reducers: R,
+    options?: { signal?: AbortSignal },
+  ): Promise<{ [K in keyof R]: R[K] extends Reducer<infer T> ? T : never }>;
   fork(): Promise<Reading>;
   /** Appends a text for good. */
   extend(text: PromptInput, options?: { signal?: AbortSignal }): Promise<void>;

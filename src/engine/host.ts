@@ -82,7 +82,14 @@ export interface Operations {
     result: ReadingInfo;
   };
   observe: {
-    args: { ids: readonly number[]; methods: MethodList; layers?: readonly number[]; head?: number };
+    args: {
+      ids: readonly number[];
+      /** The rows of a continuation only. */
+      reading?: number;
+      methods: MethodList;
+      layers?: readonly number[];
+      head?: number;
+    };
     event: { rows: ObservedRows };
     result: undefined;
   };
@@ -300,7 +307,7 @@ export class Host {
       return this.#keep(sequence, logits);
     },
 
-    observe: async ({ ids, methods, layers, head }, call) => {
+    observe: async ({ ids, reading, methods, layers, head }, call) => {
       const observer: AttachedMethod = {
         name: "observer",
         spec: "",
@@ -309,7 +316,10 @@ export class Host {
           observe: (step) => call.emit({ rows: observed(step, head) }),
         },
       };
-      const { sequence, prompt } = await this.#begin(ids, undefined, [...methods, observer]);
+      const { sequence, prompt } =
+        reading === undefined
+          ? await this.#begin(ids, undefined, [...methods, observer])
+          : { sequence: await this.#observed(reading, observer), prompt: ids };
       try {
         await this.#engine.prefill(sequence, prompt, { wanted: "none", signal: call.signal });
         return undefined;
@@ -388,6 +398,14 @@ export class Host {
   }
 
   /** A new sequence, or a fork of a reading, and the ids that it goes on with after the methods' context hooks. */
+  /** A reading's sequence going its own way, with an observer behind its methods. */
+  async #observed(reading: number, observer: AttachedMethod): Promise<Sequence> {
+    const held = this.#reading(reading);
+    await held.busy;
+    const composed = await this.#compose([...held.sequence.composed.methods, observer]);
+    return held.sequence.fork(this.#engine.shape, composed);
+  }
+
   async #begin(
     ids: readonly number[],
     reading: number | undefined,

@@ -206,6 +206,8 @@ class ConnectedModel implements Model {
           { ids: idsOf(question, tokenizer, false), reading: info.reading, options },
           { signal },
         ),
+      observe: (text, reducers, options) =>
+        this.#observe(idsOf(text, tokenizer, false), reducers, { ...options, from: info }),
       fork: async () => this.#reading(await connection.call("fork", { reading: info.reading })),
       extend: async (text, options = {}) => {
         info = await connection.call(
@@ -227,21 +229,28 @@ class ConnectedModel implements Model {
     reducers: R,
     options: { signal?: AbortSignal } = {},
   ): Promise<{ [K in keyof R]: R[K] extends Reducer<infer T> ? T : never }> {
+    return this.#observe(idsOf(prompt, this.#parts.tokenizer, true), reducers, options);
+  }
+
+  async #observe<R extends Record<string, Reducer<unknown>>>(
+    ids: readonly number[],
+    reducers: R,
+    { signal, from }: { signal?: AbortSignal; from?: ReadingInfo } = {},
+  ): Promise<{ [K in keyof R]: R[K] extends Reducer<infer T> ? T : never }> {
     const { shape } = this.#parts.info;
-    const ids = idsOf(prompt, this.#parts.tokenizer, true);
     const runs: { key: string; layers: ReadonlySet<number> | undefined; run: ReducerRun<unknown> }[] = Object.entries(
       reducers,
     ).map(([key, reducer]) => ({
       key,
       layers: reducer.layers && new Set(reducer.layers.map((l) => (l < 0 ? l + shape.layers : l))),
-      run: reducer.start(shape, ids.length),
+      run: reducer.start(shape, ids.length + (from?.ids.length ?? 0)),
     }));
     const layers = runs.every((r) => r.layers) ? [...new Set(runs.flatMap((r) => [...(r.layers ?? [])]))] : undefined;
     await this.#parts.connection.call(
       "observe",
-      { ids, methods: this.#parts.methods, layers },
+      { ids, reading: from?.reading, methods: from ? [] : this.#parts.methods, layers },
       {
-        signal: options.signal,
+        signal,
         onEvent: ({ rows }) => {
           const step = this.#step(rows);
           for (const { layers: own, run } of runs) if (!own || own.has(rows.layer)) run.observe(step);

@@ -51,11 +51,16 @@ export class Sequence {
     return this.#closed;
   }
 
-  /** The same text, going its own way: full pages are shared. */
-  fork(model: ModelShape): Sequence {
-    const copy = new Sequence(this.cache.fork(), this.composed, model, {
+  /**
+   * The same text, going its own way: full pages are shared. `composed` may have more methods behind those of the
+   * sequence, e.g. an observer of what comes next; their states begin here.
+   */
+  fork(model: ModelShape, composed: Composed = this.composed): Sequence {
+    const copy = new Sequence(this.cache.fork(), composed, model, {
       ids: [...this.ids],
-      states: this.states.map((s) => structuredClone(s)),
+      states: composed.methods.map((m, i) =>
+        i < this.states.length ? structuredClone(this.states[i]) : m.hooks.state?.(model),
+      ),
       memory: this.memory,
     });
     copy.tables = this.tables;
