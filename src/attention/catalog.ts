@@ -1,10 +1,15 @@
 import type { AttachedMethod } from "../engine/hooks.js";
 import { FoveaError } from "../error.js";
+import { compresskv } from "./compression/compresskv.js";
 import { h2o } from "./eviction/h2o.js";
 import { snapkv } from "./eviction/snapkv.js";
 import { full } from "./full.js";
 import { knockOut } from "./heads/knock-out.js";
 import { type Card, cardOf, type MethodFactory } from "./method.js";
+import { entropyAbf } from "./positions/entropy-abf.js";
+import { harpe } from "./positions/harpe.js";
+import { ropeScaling } from "./positions/rope-scaling.js";
+import { selfExtend } from "./positions/self-extend.js";
 import { sparq } from "./selection/sparq.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
@@ -14,7 +19,20 @@ import { didYouMean, parseMethods } from "./string.js";
 export type AnyMethod = Pick<MethodFactory, "card" | "from">;
 
 /** All methods. To add one is to add its line. */
-const METHODS: readonly AnyMethod[] = [full, streamingLlm, h2o, snapkv, knockOut, pasta, sparq];
+const METHODS: readonly AnyMethod[] = [
+  full,
+  streamingLlm,
+  h2o,
+  snapkv,
+  compresskv,
+  knockOut,
+  pasta,
+  sparq,
+  ropeScaling,
+  selfExtend,
+  entropyAbf,
+  harpe,
+];
 
 /** The methods by name, in the order of the list. */
 export const catalog: ReadonlyMap<string, AnyMethod> = new Map(METHODS.map((m) => [m.card.name, m]));

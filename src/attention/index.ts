@@ -1,5 +1,14 @@
+export type { Calibration } from "./calibration.js";
+export { parseCalibration, printCalibration } from "./calibration.js";
 export type { AnyMethod, MethodsInput } from "./catalog.js";
 export { catalog, listMethods, methodString, resolve } from "./catalog.js";
+export { compresskv } from "./compression/compresskv.js";
+export type { NeedlePrompt, TaskPrompts } from "./compression/compresskv-calibration.js";
+export {
+  evictionErrors,
+  semanticRetrievalHeads,
+  semanticRetrievalScore,
+} from "./compression/compresskv-calibration.js";
 export { h2o } from "./eviction/h2o.js";
 export { snapkv } from "./eviction/snapkv.js";
 export { full } from "./full.js";
@@ -50,6 +59,11 @@ export type { Received, SinkRate } from "./observers/reducers.js";
 export { distance, entropy, received, sinkRate, spanMass } from "./observers/reducers.js";
 export type { ObservedRow, ObserverOptions } from "./observers/row-mean.js";
 export { rowMean } from "./observers/row-mean.js";
+export { sharpness } from "./observers/sharpness.js";
+export { entropyAbf } from "./positions/entropy-abf.js";
+export { harpe } from "./positions/harpe.js";
+export { ropeScaling } from "./positions/rope-scaling.js";
+export { selfExtend } from "./positions/self-extend.js";
 export { sparq } from "./selection/sparq.js";
 export { pasta } from "./steering/pasta.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";

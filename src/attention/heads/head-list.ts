@@ -1,6 +1,7 @@
 import { z } from "zod";
 import type { ModelShape } from "../../engine/hooks.js";
 import { FoveaError } from "../../error.js";
+import { checkModelHash, oncePerModel, readParameterFile } from "../files.js";
 import { type HeadName, isHead } from "../string.js";
 
 const name = z.string().regex(/^\d+\.\d+$/, 'expected a head as "layer.head"');
@@ -77,12 +78,7 @@ export function parseHeadList(text: string, model?: ModelShape, from = "the head
 }
 
 function checkHeadList(list: HeadList, model: ModelShape, from: string): void {
-  if (list.model !== model.hash)
-    throw new FoveaError(
-      "bad-input",
-      `${from} was made for the checkpoint ${list.model.slice(0, 12)}; this one is ${model.hash.slice(0, 12)}`,
-      { hint: `make it for this model: ${list.madeBy}` },
-    );
+  checkModelHash(from, list, model.hash);
   const wrong = list.heads.find(({ layer, head }) => layer >= model.layers || head >= model.heads);
   if (wrong)
     throw new FoveaError("bad-file", `${from} names head ${wrong.layer}.${wrong.head}, which the model does not have`);
@@ -102,28 +98,12 @@ export const headsParameter = z.union([
  */
 export function headsOf(parameter: z.output<typeof headsParameter>, model: ModelShape): readonly HeadName[] {
   if (typeof parameter !== "string") return "layer" in parameter ? [parameter] : parameter;
-  const files = typeof process === "undefined" ? undefined : process.getBuiltinModule?.("node:fs");
-  if (!files)
-    throw new FoveaError("unsupported", `${parameter}: a head list cannot be read from a file here`, {
-      hint: "give the heads themselves, e.g. parseHeadList(text).heads",
-    });
-  let text: string;
-  try {
-    text = files.readFileSync(parameter, "utf8");
-  } catch (cause) {
-    throw new FoveaError("not-found", `there is no head list ${parameter}`, {
-      cause,
-      hint: "give the path of a file that a head search wrote, or heads as heads=[3.0-2,4.7]",
-    });
-  }
+  const make = "give the path of a file that a head search wrote, or heads as heads=[3.0-2,4.7]";
+  const text = new TextDecoder().decode(readParameterFile(parameter, "head list", make));
   return parseHeadList(text, model, parameter).heads;
 }
 
 /** `headsOf` that reads a file once: for hooks, which run at every step. */
 export function headsOnce(parameter: z.output<typeof headsParameter>): (model: ModelShape) => readonly HeadName[] {
-  let found: { readonly hash: string; readonly heads: readonly HeadName[] } | undefined;
-  return (model) => {
-    if (found?.hash !== model.hash) found = { hash: model.hash, heads: headsOf(parameter, model) };
-    return found.heads;
-  };
+  return oncePerModel((model) => headsOf(parameter, model));
 }

@@ -2,7 +2,7 @@ import type { Reducer } from "../../engine/api.js";
 import { Random } from "../../engine/sampling.js";
 import { FoveaError } from "../../error.js";
 import type { HeadTable } from "../observers/head-table.js";
-import { rowMean } from "../observers/row-mean.js";
+import { rowMean, summed } from "../observers/row-mean.js";
 
 /**
  * Functional scores of heads by their attention alone, in 0..1, reduced while rows stream (Attention Heads of Large
@@ -76,23 +76,7 @@ export function retrievalScore({ ids, needle: [start, end], answer }: RetrievalC
     return key >= start && key < end && ids[key] === ids[position + 1] ? 1 : 0;
   });
   // the mean is over the answer's tokens; the score over the needle's
-  const factor = (rows[1] - rows[0]) / (end - start);
-  return {
-    ...mean,
-    start(model, tokens) {
-      const run = mean.start(model, tokens);
-      return {
-        observe: (step) => run.observe(step),
-        finish() {
-          const table = run.finish();
-          table.data.forEach((x, i) => {
-            table.data[i] = x * factor;
-          });
-          return table;
-        },
-      };
-    },
-  };
+  return summed(mean, (rows[1] - rows[0]) / (end - start));
 }
 
 /** The weight on one position; 0 where no entry stands there. Positions ascend. */

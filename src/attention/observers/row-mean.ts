@@ -52,6 +52,26 @@ export function rowMean(
   };
 }
 
+/** The sum over `rows` rows of what a reducer gives the mean of, or any other multiple of it. */
+export function summed(mean: Reducer<HeadTable>, rows: number): Reducer<HeadTable> {
+  return {
+    ...mean,
+    start(model, tokens) {
+      const run = mean.start(model, tokens);
+      return {
+        observe: (step) => run.observe(step),
+        finish() {
+          const table = run.finish();
+          table.data.forEach((x, i) => {
+            table.data[i] = x * rows;
+          });
+          return table;
+        },
+      };
+    },
+  };
+}
+
 type Observed = Parameters<ReturnType<Reducer<unknown>["start"]>["observe"]>[0];
 
 /** Calls `visit` for each query head and row of an observed block. */
