@@ -1,1 +1,26 @@
+export { taskCatalog, tasksByName } from "./catalog.js";
 export * from "./documents/index.js";
+export {
+  bleu,
+  cleanReply,
+  cloze,
+  contains,
+  exact,
+  type OrderDistance,
+  type Overlap,
+  onlyLabel,
+  orderDistance,
+  recall,
+  rouge,
+  rougeL,
+} from "./metrics.js";
+export { frequencies } from "./ruler/counting.js";
+export {
+  type CaseOptions,
+  caseTokens,
+  largestCase,
+  type Metric,
+  type Task,
+  type TaskCase,
+  type TaskQuestion,
+} from "./task.js";

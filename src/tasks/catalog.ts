@@ -1,0 +1,43 @@
+import { FoveaError } from "../error.js";
+import { factTasks } from "./babilong/facts.js";
+import { documentTasks } from "./document-tasks.js";
+import { commonWords, frequentWords } from "./ruler/counting.js";
+import { needleTasks } from "./ruler/needle.js";
+import { variableTracking } from "./ruler/variables.js";
+import type { Task } from "./task.js";
+
+/** All tasks that need no data of their own. To add one is to add its line. */
+const TASKS: readonly Task[] = [
+  ...documentTasks,
+  ...needleTasks,
+  variableTracking,
+  commonWords,
+  frequentWords,
+  ...factTasks,
+];
+
+/** The tasks by name, in the order of the list. */
+export const taskCatalog: ReadonlyMap<string, Task> = new Map(TASKS.map((task) => [task.name, task]));
+
+/** RULER's thirteen, of which the last two stand in for SQuAD and HotpotQA. */
+const RULER = ["needle", "variables", "common-words", "frequent-words", "questions"];
+
+/**
+ * Tasks by name: `needle/single`, a family (`needle`), `ruler` for all of RULER or `all`. In the order of the list, none twice.
+ * @throws FoveaError `bad-input` for a name that is neither
+ */
+export function tasksByName(names: readonly string[], catalog: ReadonlyMap<string, Task> = taskCatalog): Task[] {
+  const found = new Set<Task>();
+  for (const name of names) {
+    const families = name === "ruler" ? RULER : [name];
+    const own = [...catalog.values()].filter(
+      (task) => name === "all" || families.includes(task.family) || task.name === name,
+    );
+    if (own.length === 0)
+      throw new FoveaError("bad-input", `there is no task ${JSON.stringify(name)}`, {
+        hint: `the tasks are ${[...catalog.keys()].join(", ")}; a family (${[...new Set([...catalog.values()].map((t) => t.family))].join(", ")}), ruler and all name several`,
+      });
+    for (const task of own) found.add(task);
+  }
+  return [...found];
+}
