@@ -6,10 +6,12 @@ import { snapkv } from "./eviction/snapkv.js";
 import { full } from "./full.js";
 import { knockOut } from "./heads/knock-out.js";
 import { type Card, cardOf, type MethodFactory } from "./method.js";
+import { duoattention } from "./policies/duoattention.js";
 import { entropyAbf } from "./positions/entropy-abf.js";
 import { harpe } from "./positions/harpe.js";
 import { ropeScaling } from "./positions/rope-scaling.js";
 import { selfExtend } from "./positions/self-extend.js";
+import { randomPages } from "./random-pages.js";
 import { sparq } from "./selection/sparq.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
@@ -21,10 +23,12 @@ export type AnyMethod = Pick<MethodFactory, "card" | "from">;
 /** All methods. To add one is to add its line. */
 const METHODS: readonly AnyMethod[] = [
   full,
+  randomPages,
   streamingLlm,
   h2o,
   snapkv,
   compresskv,
+  duoattention,
   knockOut,
   pasta,
   sparq,

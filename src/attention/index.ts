@@ -60,10 +60,12 @@ export { distance, entropy, received, sinkRate, spanMass } from "./observers/red
 export type { ObservedRow, ObserverOptions } from "./observers/row-mean.js";
 export { rowMean } from "./observers/row-mean.js";
 export { sharpness } from "./observers/sharpness.js";
+export { duoattention } from "./policies/duoattention.js";
 export { entropyAbf } from "./positions/entropy-abf.js";
 export { harpe } from "./positions/harpe.js";
 export { ropeScaling } from "./positions/rope-scaling.js";
 export { selfExtend } from "./positions/self-extend.js";
+export { randomPages } from "./random-pages.js";
 export { sparq } from "./selection/sparq.js";
 export { pasta } from "./steering/pasta.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";

@@ -73,13 +73,7 @@ export const streamingLlm = method({
   retain(step, params) {
     const room = roomForWindow(step, params);
     if (room === undefined) return;
-    const exact = step.phase !== "decode";
-    for (let head = 0; head < step.model.kvHeads; head++) {
-      const sinks = countSinks(step.view, head, params.sinks);
-      const length = step.view.length(head);
-      if (length - sinks - room < (exact ? 1 : TOGETHER)) continue;
-      step.keep(head, keptEntries(length, sinks, room));
-    }
+    for (let head = 0; head < step.model.kvHeads; head++) trimToWindow(step, head, params.sinks, room);
   },
 });
 
@@ -135,6 +129,19 @@ export function roomForWindow(
   return inPrompt(step) || step.firstRow > 0 ? undefined : Math.max(0, window - step.totalRows);
 }
 
+/** Frees a KV head's entries between the sinks and the `room` newest; while decoding, several together. */
+export function trimToWindow(
+  step: Pick<RetainStep, "phase" | "view" | "keep">,
+  head: number,
+  sinks: number,
+  room: number,
+): void {
+  const first = countSinks(step.view, head, sinks);
+  const length = step.view.length(head);
+  if (length - first - room >= (step.phase === "decode" ? TOGETHER : 1))
+    step.keep(head, keptEntries(length, first, room));
+}
+
 /** Entries that stay of `length`: the first `sinks` and the last `room`. */
 export function keptEntries(length: number, sinks: number, room: number): Int32Array {
   const first = Math.max(sinks, length - room);
@@ -144,7 +151,7 @@ export function keptEntries(length: number, sinks: number, room: number): Int32A
 }
 
 /** Entries of a head that are sinks: those of the text's first `sinks` tokens. */
-function countSinks(view: KeyView, head: number, sinks: number): number {
+export function countSinks(view: KeyView, head: number, sinks: number): number {
   return sinks === 0 ? 0 : lowerBound(view.positions(head), sinks);
 }
 
