@@ -34,6 +34,7 @@ export function writeEntries(words: Uint32Array, to: number, entries: Entries, h
       done = Math.max(done, Math.min(live, end));
     }
   } else if ("pages" in entries) {
+    if (head.dense) return copyPages(words, to, ascending(entries.pages), head);
     for (const page of ascending(entries.pages)) {
       if (page < 0 || page * PAGE >= live) throw outside("page", page, Math.ceil(live / PAGE));
       list.range(page * PAGE, Math.min(live, (page + 1) * PAGE));
@@ -45,6 +46,25 @@ export function writeEntries(words: Uint32Array, to: number, entries: Entries, h
     }
   }
   return list.finish();
+}
+
+/** Where every page but the last is full, pages of 16 entries are those of the table. */
+function copyPages(words: Uint32Array, to: number, pages: Int32Array, head: HeadPages): number {
+  const table = head.table >>> 2;
+  let at = to;
+  let before = -1;
+  for (const page of pages) {
+    if (page < 0 || page >= head.count) throw outside("page", page, head.count);
+    if (page === before) continue;
+    before = page;
+    const entry = table + page * ENTRY_WORDS;
+    words[at] = words[entry];
+    words[at + 1] = words[entry + 1];
+    words[at + 2] = words[entry + 2];
+    words[at + 3] = words[entry + 3];
+    at += ENTRY_WORDS;
+  }
+  return (at - to) / ENTRY_WORDS;
 }
 
 function outside(what: string, index: number, count: number): FoveaError {

@@ -2,7 +2,8 @@ import { FoveaError } from "../error.js";
 import { CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
 import { type PageBounds, pageBounds } from "./cache-bounds.js";
 import { entriesBound, writeEntries } from "./cache-entries.js";
-import { entriesOf, type HeadEntries, isPerHead, type LogBias } from "./hooks.js";
+import { type Entries, entriesOf, type HeadEntries, isPerHead, type LogBias } from "./hooks.js";
+import { type PageChoice, PageChooser, type PageReduction, type PageScores } from "./page-choice.js";
 import { appendRecords, type HeadMark, HeadPages, readEntries } from "./pages.js";
 import type { Bank, StoredShape } from "./pages-bank.js";
 import type { LayerMeter } from "./read-meter.js";
@@ -60,6 +61,7 @@ export class LayerCache {
   readonly #bank: Bank;
   readonly #heads: HeadPages[];
   readonly #header: number;
+  readonly #chooser: PageChooser;
   readonly #marks: LayerMark[] = [];
   #seen = 0;
   #released = false;
@@ -70,6 +72,7 @@ export class LayerCache {
     this.shape = shape;
     this.#header = bank.memory.alloc(shape.kvHeads * 8);
     this.#heads = Array.from({ length: shape.kvHeads }, (_, h) => new HeadPages(bank, shape, this.#header + h * 8));
+    this.#chooser = new PageChooser(bank, shape, this.#heads, this.#header);
   }
 
   /** Tokens appended, whether or not they are still stored: the position of the next one. */
@@ -250,6 +253,32 @@ export class LayerCache {
     this.#check();
     this.meter?.readBounds(this, this.#heads[head].count);
     return pageBounds(this.#bank.memory, this.shape, this.#heads[head]);
+  }
+
+  /**
+   * For each query [Hq, D] and page the largest dot product that a key within the page's bounds can have with it: a bound
+   * on q.k of the page's keys, without the attention scale. With `reduce`, the sum, maximum or mean over the query heads
+   * of a KV head. Only the bounds are read, and of pages of int8 keys they are the exact hull of their codes.
+   */
+  pageScores(q: Float32Array, reduce: PageReduction = "none"): PageScores {
+    this.#meterBounds(q);
+    return this.#chooser.scores(q, reduce);
+  }
+
+  /**
+   * The pages with the largest `pageScores`, as entries for each query head, or for each KV head with `reduce`; ties go to
+   * the older page. A head that holds no more than `count` reads all.
+   */
+  choosePages(q: Float32Array, choice: PageChoice): Entries[] {
+    this.#meterBounds(q);
+    if (!Number.isInteger(choice.count) || choice.count < 1)
+      throw new FoveaError("bad-input", `${choice.count} pages were asked for; expected 1 or more`);
+    return this.#chooser.choose(q, choice);
+  }
+
+  #meterBounds(q: Float32Array): void {
+    this.#queryHeads(q, 1);
+    if (this.meter) for (const head of this.#heads) this.meter.readBounds(this, head.count);
   }
 
   #unstage(from: number, rows: number, dim: number, stored: number): Float32Array {

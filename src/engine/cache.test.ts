@@ -285,6 +285,96 @@ for (const type of ["float32", "int8"] as const) {
       cache.release();
     });
 
+    /** Page scores by their definition, from what `bounds` gives: rows of query heads. */
+    const boundScores = (cache: Cache, q: Float32Array): number[][] => {
+      const layer = cache.layer(0);
+      const { kvHeads, keyDim } = layer.shape;
+      const heads = q.length / keyDim;
+      return Array.from({ length: heads }, (_, h) => {
+        const { lower, upper } = layer.bounds(Math.floor((h * kvHeads) / heads));
+        const row = Array<number>(lower.length / keyDim).fill(0);
+        for (let i = 0; i < lower.length; i++) {
+          const x = q[h * keyDim + (i % keyDim)];
+          row[Math.floor(i / keyDim)] += Math.max(x * lower[i], x * upper[i]);
+        }
+        return row;
+      });
+    };
+
+    it("scores and chooses pages by their bounds as the definition does", () => {
+      for (const [kvHeads, group, dim, threads] of [
+        [2, 1, 64, 1],
+        [2, 3, 20, 2],
+        [1, 4, 64, 1],
+        [1, 12, 16, 2],
+      ]) {
+        const cache = filled(pool(type, kvHeads, dim, dim, threads), 1500, 11);
+        const layer = cache.layer(0);
+        const q = random(12).array(kvHeads * group * dim);
+        for (const evict of [false, true]) {
+          if (evict)
+            layer.keep(
+              0,
+              Int32Array.from({ length: 1500 }, (_, i) => i).filter((i) => i % 5 > 0 && i < 1490),
+            );
+          const want = boundScores(cache, q);
+          const reduced = (how: string) =>
+            Array.from({ length: kvHeads }, (_, kv) =>
+              want[kv * group].map((_, p) => {
+                const all = want.slice(kv * group, (kv + 1) * group).map((row) => row[p]);
+                const sum = all.reduce((a, b) => a + b, 0);
+                return how === "max" ? Math.max(...all) : how === "sum" ? sum : sum / group;
+              }),
+            );
+          for (const how of ["none", "sum", "max", "mean"] as const) {
+            const rows = how === "none" ? want : reduced(how);
+            const got = layer.pageScores(q, how);
+            expect(got.rows).toBe(rows.length);
+            for (const [r, row] of rows.entries()) {
+              const line = got.data.subarray(r * got.pages, (r + 1) * got.pages);
+              expect(difference(line.subarray(0, row.length), row)).toBeLessThan(2e-4);
+              for (const x of line.subarray(row.length)) expect(x).toBe(Number.NEGATIVE_INFINITY);
+            }
+            const lists = layer.choosePages(q, { count: 9, reduce: how, first: 2, last: 1 });
+            expect(lists.length).toBe(rows.length);
+            for (const [r, entries] of lists.entries()) {
+              const kv = Math.floor((r * kvHeads) / rows.length);
+              const scores = got.data.subarray(r * got.pages, r * got.pages + rows[r].length);
+              const best = [...scores.keys()].slice(2, -1).sort((a, b) => scores[b] - scores[a] || a - b);
+              const pages = [0, 1, ...best.slice(0, 6), scores.length - 1].sort((a, b) => a - b);
+              const { first } = layer.bounds(kv);
+              const read = [...selected(entries, layer.length(kv)).entries()].flatMap(([i, on]) => (on ? [i] : []));
+              expect(read).toEqual(
+                pages.flatMap((p) => Array.from({ length: first[p + 1] - first[p] }, (_, i) => first[p] + i)),
+              );
+            }
+          }
+        }
+        const few = layer.choosePages(q, { count: 1, first: 1, last: 1 });
+        expect([...selected(few[0], layer.length(0))].lastIndexOf(1)).toBe(layer.length(0) - 1);
+        expect(layer.choosePages(q, { count: 94 }).every((e) => e === "all")).toBe(true);
+        expect(() => layer.choosePages(q, { count: 0 })).toThrow("0 pages were asked for");
+        cache.release();
+      }
+    });
+
+    it("bounds dot products with stored keys, in the open page too", () => {
+      const cache = filled(pool(type, 2, 64), 75, 13);
+      const layer = cache.layer(0);
+      const q = random(14).array(6 * 64);
+      const { data, pages } = layer.pageScores(q);
+      expect(pages).toBe(5);
+      for (let h = 0; h < 6; h++) {
+        const { k } = layer.read(Math.floor(h / 3));
+        for (let i = 0; i < 75; i++) {
+          let dot = 0;
+          for (let d = 0; d < 64; d++) dot += q[h * 64 + d] * k[i * 64 + d];
+          expect(data[h * pages + (i >> 4)]).toBeGreaterThan(dot - 1e-4);
+        }
+      }
+      cache.release();
+    });
+
     it("sums values under any weights", () => {
       const cache = filled(pool(type, 2, 64, 24), 1200);
       const layer = cache.layer(0);

@@ -7,6 +7,7 @@ import type { ReadMeter } from "./read-meter.js";
 
 export type { PageBounds } from "./cache-bounds.js";
 export { type AttendRequest, LayerCache, type RowLayout } from "./cache-layer.js";
+export type { PageChoice, PageReduction, PageScores } from "./page-choice.js";
 export type { CacheType, LayerShape } from "./pages-bank.js";
 
 /** Bytes of the limit that one WebAssembly memory serves; it can hold up to 4 GiB. */

@@ -247,6 +247,12 @@ export class HeadPages {
       this.#positions[this.#live + i] = typeof position === "number" ? position + i : position[i];
   }
 
+  /** Index of the first stored entry of a page (`live` for the number of pages itself). */
+  firstOf(page: number): number {
+    if (page >= this.count) return this.#live;
+    return this.#bank.memory.u32[(this.#table >>> 2) + page * ENTRY_WORDS + BASE_WORD];
+  }
+
   /** Index of the page that holds the stored entry `index` (the number of pages for `live` itself). */
   pageOf(index: number): number {
     if (!this.#holes) return index >>> 4;

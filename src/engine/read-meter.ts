@@ -1,5 +1,5 @@
 import type { AttendRequest, LayerCache } from "./cache-layer.js";
-import type { Entries } from "./hooks.js";
+import { entriesOf } from "./hooks.js";
 import { entryMask } from "./key-source.js";
 
 /** What one decoded row read of the cache: means over layers and query heads. */
@@ -135,10 +135,7 @@ export class LayerMeter {
     use: (head: number, positions: Int32Array, entry: number) => void,
   ): void {
     const { rows, bias, window } = request;
-    // one for all, one a KV head or one a query head
-    const entries: Entries | readonly Entries[] = request.entries ?? "all";
-    const of = (head: number): Entries =>
-      Array.isArray(entries) ? entries[Math.floor((head * entries.length) / this.#heads)] : entries;
+    const entries = request.entries ?? "all";
     const { kvHeads } = cache.shape;
     const group = this.#heads / kvHeads;
     const [from, to] = request.heads ?? [0, kvHeads];
@@ -150,7 +147,7 @@ export class LayerMeter {
         const end = causal ? positions.length - rows + row + 1 : positions.length;
         const at = request.positions ? request.positions[row] : cache.seen - rows + row;
         for (let head = kv * group; head < (kv + 1) * group; head++) {
-          const mask = entryMask(of(head), positions.length, PAGE);
+          const mask = entryMask(entriesOf(entries, head, this.#heads), positions.length, PAGE);
           const biasHead = bias ? (bias.heads === this.#heads ? head : bias.heads === kvHeads ? kv : 0) : 0;
           const biasAt = bias ? (biasHead * Math.max(1, bias.rows) + (bias.rows > 0 ? row : 0)) * width : 0;
           for (let entry = 0; entry < end; entry++) {

@@ -137,6 +137,11 @@ export class Kernels {
     return out;
   }
 
+  /** The same for one row of n floats in memory, 0 < k <= n: writes the indices to address `out`. */
+  topKAt(row: number, n: number, k: number, out: number): void {
+    this.#exports.topK(row, n, k, out, this.#scratch);
+  }
+
   /** Ends the threads. The memory goes when the last view of it goes. */
   close(): void {
     if (this.#closed) return;

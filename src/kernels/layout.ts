@@ -20,7 +20,7 @@ export const ENTRY_WORDS = 4;
 export const SLOT_WORD = 2;
 export const BASE_WORD = 3;
 
-export const Kind = { attend: 0, scores: 1, sum: 2, append: 3, read: 4 } as const;
+export const Kind = { attend: 0, scores: 1, sum: 2, append: 3, read: 4, bounds: 5 } as const;
 
 /** Fields of a job over entries, relative to JOB. */
 export const Field = {
@@ -50,6 +50,7 @@ export const Field = {
   logits: 23,
   logitRow: 24,
   logitHead: 25,
+  reduce: 26,
 } as const;
 
 export const AppendField = {

@@ -1,6 +1,7 @@
 import { appendTask, readTask } from "./append";
 import { attendTask, mergeChunks } from "./attend";
-import { APPEND, DONE, F_KIND, F_TOTAL, GENERATION, READ, REMAINING, SLEEPERS, STOP, field } from "./layout";
+import { boundsTask } from "./bounds";
+import { APPEND, BOUNDS, DONE, F_KIND, F_TOTAL, GENERATION, READ, REMAINING, SLEEPERS, STOP, field } from "./layout";
 
 export { softmaxRow, topK } from "./rows";
 
@@ -8,6 +9,7 @@ function runTask(task: i32, scratch: usize): void {
   const kind = <i32>field(F_KIND);
   if (kind == APPEND) appendTask(task);
   else if (kind == READ) readTask(task);
+  else if (kind == BOUNDS) boundsTask(task, scratch);
   else attendTask(task, scratch);
 }
 

@@ -14,6 +14,7 @@ export const SCORES: i32 = 1;
 export const SUM: i32 = 2;
 export const APPEND: i32 = 3;
 export const READ: i32 = 4;
+export const BOUNDS: i32 = 5;
 
 // An entry of a page table is 16 bytes: key page, value page (bit 0 of an address: int8), slots, and the number of
 // stored entries before this page. Of `slots` the low half says which are read, the high half which hold an entry.
@@ -87,6 +88,7 @@ export const F_PARTIALS: i32 = 22;
 export const F_LOGITS: i32 = 23; // f32 over rows, query heads and keys: written by SCORES, read by SUM
 export const F_LOGIT_ROW: i32 = 24; // floats from one row's logits to the next's
 export const F_LOGIT_HEAD: i32 = 25; // floats from one query head's logits to the next's
+export const F_REDUCE: i32 = 26; // BOUNDS: 0 a row a query head; one a KV head with the 1 sum, 2 maximum, 3 mean of its group
 
 // Fields of APPEND: one task a record
 export const A_RECORDS: i32 = 2; // 32 bytes each, see append.ts
