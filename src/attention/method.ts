@@ -78,7 +78,10 @@ export interface ScopeInput {
   heads?: HeadName | readonly HeadName[];
 }
 
-type HookFunctions<State> = Omit<Hooks<State>, "layers" | "replacesPattern" | "beyondContext">;
+type HookFunctions<State> = Omit<
+  Hooks<State>,
+  "layers" | "replacesPattern" | "beyondContext" | "rowBlock" | "denseLayers"
+>;
 type WithParameters<F, P> = F extends (...args: infer A) => infer R ? (...args: [...A, params: P]) => R : never;
 /** The hooks of a definition: those of the engine with the method's parameters as one more argument. */
 export type InlineHooks<P, State> = {

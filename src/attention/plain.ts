@@ -8,12 +8,14 @@ import type {
   Part,
   Partial,
   Phase,
+  ProductOptions,
   RetainStep,
   RotaryPlan,
   Rows,
 } from "../engine/hooks.js";
 import { entriesOf, isPartial } from "../engine/hooks.js";
 import { rotate } from "../engine/rotary.js";
+import { withoutBlocks } from "../engine/row-ranges.js";
 
 /** Rows entering a layer of attention: unrotated projections. */
 export interface PlainRows {
@@ -145,6 +147,7 @@ export class PlainLayer {
     for (const m of hooks.bias) {
       const bias = m.hooks.bias?.(this.#bind({ ...step }, m));
       if (bias) added = added ? addBiases(added, bias, this.model) : bias;
+        products: async (a, b, options) => plainProducts(a, b, heads, { dim: headDim, ...options }),
     }
     // disjoint parts fill one row of logits, which is what merging them by log-sum-exp comes to
     let rows: Rows | undefined;
@@ -171,7 +174,8 @@ export class PlainLayer {
   }
 
   /** Logits [Hq, T, S] of a part: scaled products, bias; -Infinity for what is not read. */
-  #logits(part: Part, q: Float32Array, positions: Int32Array): Rows {
+  #logits(given: Part, q: Float32Array, positions: Int32Array): Rows {
+    const part = withoutBlocks(given, positions.length, this.#heads[0].positions.length, this.model);
     const { heads, kvHeads, headDim } = this.model;
     const group = heads / kvHeads;
     const rows = positions.length;
@@ -318,6 +322,30 @@ function softmax(rows: Rows): { rows: Rows; lse: Float32Array } {
 
 function mergeInto(into: { output: Float32Array; lse: Float32Array }, more: Partial, dim: number): void {
   for (let i = 0; i < into.lse.length; i++) {
+/** The largest products of tiles by their definition, see `AttentionStep.products`; `queries`: Hq. */
+export function plainProducts(
+  a: Float32Array,
+  b: Float32Array,
+  queries: number,
+  { heads, dim = 1, rows = 1, keys = 1 }: ProductOptions,
+): Float32Array {
+  const m = a.length / (queries * dim);
+  const n = b.length / (heads * dim);
+  const [down, across] = [m / rows, n / keys];
+  const out = new Float32Array(queries * down * across).fill(Number.NEGATIVE_INFINITY);
+  for (let h = 0; h < queries; h++) {
+    const from = Math.floor((h * heads) / queries) * n;
+    for (let i = 0; i < m; i++)
+      for (let j = 0; j < n; j++) {
+        let dot = 0;
+        for (let d = 0; d < dim; d++) dot += a[(i * queries + h) * dim + d] * b[(from + j) * dim + d];
+        const at = (h * down + Math.floor(i / rows)) * across + Math.floor(j / keys);
+        if (dot > out[at]) out[at] = dot;
+      }
+  }
+  return out;
+}
+
     const max = Math.max(into.lse[i], more.lse[i]);
     if (max === Number.NEGATIVE_INFINITY) continue;
     const [a, b] = [Math.exp(into.lse[i] - max), Math.exp(more.lse[i] - max)];

@@ -12,6 +12,7 @@ import type { MechanismRunner, ModelMechanism } from "./mechanism.js";
 import { cacheView, PagedKeys } from "./paged-keys.js";
 import { RotaryTable, rotate } from "./rotary.js";
 import type { CarriedState } from "./sequence.js";
+import { withoutBlocks } from "./row-ranges.js";
 import {
   type AttentionFields,
   BoundAttentionStep,
@@ -54,6 +55,8 @@ const GRAPH_ROWS = 24;
 /** Bytes that a block's logits may take. */
 const BLOCK_BYTES = 48 << 20;
 
+/** Rows that are selected for at once where keys are listed by blocks of rows and no rows of logits are made. */
+const LISTED_ROWS = 4096;
 /**
  * Everything between a layer's projections and its output projection: activations, position, cache, retain, select,
  * scores, pattern, weighted sum, heads. Without hooks it is one fused operator (prompt) or one kernel call (decode).
@@ -266,7 +269,9 @@ export class AttentionRunner {
     cache: ReturnType<Cache["layer"]>,
   ): Promise<void> {
     const perRow = Math.max(1, source.keys) * shape.heads * 4;
-    const size = byGraph ? Math.max(1, Math.min(512, Math.floor(BLOCK_BYTES / perRow))) : all.rows;
+    const { rowBlock } = hooks;
+    const most = hooks.byBlocks && source.attendBlocks ? LISTED_ROWS : Math.min(512, Math.floor(BLOCK_BYTES / perRow));
+    const size = byGraph ? Math.max(1, Math.floor(most / rowBlock)) * rowBlock : all.rows;
     const width = shape.heads * shape.keyDim;
     const wide = shape.heads * shape.valueDim;
     for (let first = from; first < all.rows; first += size) {
@@ -291,8 +296,10 @@ export class AttentionRunner {
         view: source.view,
         cache: base.phase === "prompt" ? null : cache,
         rotate: (at) => rotateAt(at, first, count),
-        logits: (part) => source.logits(ownQueries(query, part), part),
-        attend: (part) => source.attend(ownQueries(query, part), part),
+        logits: (part) => source.logits(ownQueries(query, part), withoutBlocks(part, count, source.keys, shape)),
+        attend: (part) => attendPart(source, shape, ownQueries(query, part), part),
+        products: (a, b, options) =>
+          this.#blocks.gathered.products(a, b, shape.heads, { dim: shape.keyDim, ...options }),
       };
       const target = count === all.rows ? out : out.subarray(first * wide, (first + count) * wide);
       await attendWithHooks(hooks, sequence.states, block, fields, shape, source, query, target, this.#scratch);
@@ -417,7 +424,8 @@ async function attendWithHooks(
       throw new FoveaError("unsupported", "a ready partial result has no rows of weights to edit or observe", {
         hint: "use the selecting method without methods or observers that need rows",
       });
-    const logits = await source.logits(ownQueries(query, part), withBias(part));
+    const plain = withoutBlocks(withBias(part), query.rows, source.keys, shape);
+    const logits = await source.logits(ownQueries(query, part), plain);
     for (let i = 0; i < logits.length; i++) if (logits[i] > rows.data[i]) rows.data[i] = logits[i];
   }
   for (const { index, hooks: h } of hooks.scores) h.scores?.(bind(index), rows);
@@ -432,6 +440,9 @@ async function attendWithHooks(
 
 /** The queries that a part is read with: its own, or the step's. */
 function ownQueries(query: QueryRows, { query: q }: Part): QueryRows {
+      } else if (part.blocks) {
+        const needed = parts.length > 1 ? lse : undefined;
+        await listedInto(source, shape, ownQueries(query, part), withBias(part), output, needed);
   return q ? { ...query, q } : query;
 }
 
@@ -463,6 +474,28 @@ export function mergeInto({ output, lse }: Partial, next: Partial, valueDim: num
     for (let d = i * valueDim; d < (i + 1) * valueDim; d++) output[d] = (output[d] * wa + next.output[d] * wb) / sum;
     lse[i] = max + Math.log(sum);
   }
+/** A part that lists keys by blocks of rows, over gathered keys where they can be gathered. */
+async function listedInto(
+  source: KeySource,
+  shape: AttentionShape,
+  query: QueryRows,
+  part: Part,
+  output: Float32Array,
+  lse?: Float32Array,
+): Promise<void> {
+  if (source.attendBlocks) return source.attendBlocks(query, part, output, lse);
+  const plain = withoutBlocks(part, query.rows, source.keys, shape);
+  await source.attendInto(query, plain, output, lse ?? new Float32Array(query.rows * shape.heads));
+}
+
+async function attendPart(source: KeySource, shape: AttentionShape, query: QueryRows, part: Part): Promise<Partial> {
+  if (!part.blocks) return source.attend(query, part);
+  const output = new Float32Array(query.rows * shape.heads * shape.valueDim);
+  const lse = new Float32Array(query.rows * shape.heads);
+  await listedInto(source, shape, query, part, output, lse);
+  return { output, lse };
+}
+
 }
 
 /** Work arrays of one runner, reused from step to step: steps never overlap. */

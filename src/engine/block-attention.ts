@@ -1,4 +1,5 @@
 import { type CompileOptions, type GraphCut, input, type Segment, type Tensor } from "../graph/index.js";
+import { GatheredAttention } from "./gathered-attention.js";
 import { SegmentCache } from "./segment-cache.js";
 
 /** Shape of one layer's attention. */
@@ -35,6 +36,8 @@ export interface BlockQuery {
   readonly rowPositions: Float32Array; // [T]
   readonly keyPositions: Float32Array; // [kvHeads or 1, S]
   readonly window?: number;
+  /** Every row sees every key: nothing is masked, whatever the positions. */
+  readonly every?: boolean;
   /** Log-bias [B0 * B1, B2, S]: heads (1, Hkv or Hq) and rows (1 or T). */
   readonly bias?: { readonly data: Float32Array; readonly heads: number; readonly rows: number };
 }
@@ -44,10 +47,13 @@ export interface BlockQuery {
  * hooks, long extensions, and the row path's first and last step where keys are not in pages.
  */
 export class BlockAttention {
+  /** Attention over keys that are listed by blocks of rows. */
+  readonly gathered: GatheredAttention;
   readonly #segments: SegmentCache;
 
   constructor(options: CompileOptions) {
     this.#segments = new SegmentCache(options);
+    this.gathered = new GatheredAttention(options, (...request) => this.attend(...request));
   }
 
   /** (output [T, Hq, Dv], lse [T, Hq]); a row that sees nothing gives 0 and -Infinity. */
@@ -86,8 +92,9 @@ export class BlockAttention {
     return out.data as Float32Array;
   }
 
-  release(): Promise<void> {
-    return this.#segments.release();
+  async release(): Promise<void> {
+    await this.gathered.release();
+    await this.#segments.release();
   }
 
   #feeds(shape: AttentionShape, query: BlockQuery, k: KeyBlock) {
@@ -96,18 +103,30 @@ export class BlockAttention {
     return {
       q: { data: query.q, dims: [query.rows, heads, keyDim] },
       k: block(k, kvHeads, keyDim),
-      rows: { data: query.rowPositions, dims: [query.rows] },
-      keys: { data: query.keyPositions, dims: [positions, k.keys] },
-      window: { data: Float32Array.of(Math.min(query.window ?? UNSEEN, shape.window ?? UNSEEN)), dims: [1] },
+      ...(!query.every && {
+        rows: { data: query.rowPositions, dims: [query.rows] },
+        keys: { data: query.keyPositions, dims: [positions, k.keys] },
+        window: { data: Float32Array.of(Math.min(query.window ?? UNSEEN, shape.window ?? UNSEEN)), dims: [1] },
+      }),
       ...(bias && query.bias && { bias: { data: query.bias.data, dims: [bias[0], bias[1], query.bias.rows, k.keys] } }),
     };
   }
 
   #get(kind: Kind, shape: AttentionShape, form: Variant): Promise<Segment> {
     const { heads, kvHeads, keyDim, valueDim, scale, softcap } = shape;
-    const key = [kind, heads, kvHeads, keyDim, valueDim, scale, softcap, form.layout, form.positions, form.bias].join(
-      "|",
-    );
+    const key = [
+      kind,
+      heads,
+      kvHeads,
+      keyDim,
+      valueDim,
+      scale,
+      softcap,
+      form.layout,
+      form.positions,
+      form.every,
+      form.bias,
+    ].join("|");
     return this.#segments.get(key, () => blockGraph(kind, shape, form));
   }
 }
@@ -119,14 +138,20 @@ interface Variant {
   readonly layout: KeyBlock["layout"];
   /** 1: all heads' keys stand at the same positions; Hkv: each head's at its own. */
   readonly positions: number;
+  readonly every?: boolean;
   /** Sizes of the bias: KV heads (1 or Hkv), query heads of a group (1 or G), rows (1 or "T"). */
   readonly bias?: readonly [number, number, 1 | "T"];
 }
 
-function variant({ heads, kvHeads }: AttentionShape, { bias, rows, keyPositions }: BlockQuery, k: KeyBlock): Variant {
+function variant(
+  { heads, kvHeads }: AttentionShape,
+  { bias, rows, keyPositions, every }: BlockQuery,
+  k: KeyBlock,
+): Variant {
   return {
     layout: k.layout,
     positions: keyPositions.length / k.keys,
+    every: every ?? false,
     bias: bias && [
       bias.heads > 1 ? kvHeads : 1,
       bias.heads === heads && heads !== kvHeads ? heads / kvHeads : 1,
@@ -140,7 +165,7 @@ function block(b: KeyBlock, kvHeads: number, dim: number) {
 }
 
 /** The graphs: attention by its definition, grouped heads by broadcasting. T rows, S keys. */
-function blockGraph(kind: Kind, shape: AttentionShape, { layout, positions, bias }: Variant): GraphCut {
+function blockGraph(kind: Kind, shape: AttentionShape, { layout, positions, every, bias }: Variant): GraphCut {
   const { heads, kvHeads, keyDim, valueDim, scale, softcap } = shape;
   const groups = heads / kvHeads;
   const headMajor = (name: string, dim: number): { node: Tensor; perHead: Tensor } => {
@@ -163,9 +188,6 @@ function blockGraph(kind: Kind, shape: AttentionShape, { layout, positions, bias
   inputs.q = input("q", ["T", heads, keyDim]);
   const k = headMajor("k", keyDim);
   inputs.k = k.node;
-  inputs.rows = input("rows", ["T"]);
-  inputs.keys = input("keys", [positions, "S"]);
-  inputs.window = input("window", [1]);
   const q = inputs.q.mul(scale).transpose(1, 0, 2).reshape([kvHeads, -1, keyDim]); // [Hkv, G*T, D]
   let logits = q.matmul(k.perHead.transpose(0, 2, 1)).reshape([kvHeads, groups, "T", "S"]);
   if (softcap) logits = logits.div(softcap).tanh().mul(softcap);
@@ -173,9 +195,14 @@ function blockGraph(kind: Kind, shape: AttentionShape, { layout, positions, bias
     inputs.bias = input("bias", [...bias, "S"]);
     logits = logits.add(inputs.bias);
   }
-  const distance = inputs.rows.reshape([1, 1, "T", 1]).sub(inputs.keys.reshape([positions, 1, 1, "S"])); // [1 or Hkv, 1, T, S]
-  const visible = distance.greaterEqual(0).and(distance.less(inputs.window));
-  logits = visible.where(logits, MASKED);
+  if (!every) {
+    inputs.rows = input("rows", ["T"]);
+    inputs.keys = input("keys", [positions, "S"]);
+    inputs.window = input("window", [1]);
+    const distance = inputs.rows.reshape([1, 1, "T", 1]).sub(inputs.keys.reshape([positions, 1, 1, "S"])); // [1 or Hkv, 1, T, S]
+    const visible = distance.greaterEqual(0).and(distance.less(inputs.window));
+    logits = visible.where(logits, MASKED);
+  }
   if (kind === "logits") return { inputs, outputs: { logits: logits.reshape([heads, "T", "S"]) } };
   const v = headMajor("v", valueDim);
   inputs.v = v.node;

@@ -198,7 +198,7 @@ describe("selections", () => {
 
   it("refuse ready results beside another selection", () => {
     const ready = { output: new Float32Array(8), lse: new Float32Array(4) };
-    expect(() => combineSelections([[ready], [{}]], keys, SIZES, at)).toThrow(/ready results/);
+    expect(() => combineSelections([[ready], [{ window: 4 }]], keys, SIZES, at)).toThrow(/ready results/);
     expect(combineSelections([[ready]], keys, SIZES, at)).toEqual([ready]);
   });
 

@@ -1,4 +1,5 @@
 import { FoveaError } from "../error.js";
+import { addBiases, type HeadCounts } from "./biases.js";
 import type {
   AttachedMethod,
   Entries,
@@ -11,6 +12,9 @@ import type {
   Partial,
 } from "./hooks.js";
 import { entriesOf, isPartial, isPerHead } from "./hooks.js";
+import { withoutBlocks } from "./row-ranges.js";
+
+export { addBiases } from "./biases.js";
 
 /** One method's hooks; `index` finds its state among the sequence's. */
 export interface MethodHooks {
@@ -25,6 +29,10 @@ export interface LayerHooks {
   readonly attention: boolean;
   /** Any hook that decides or looks at what is read (select, bias, scores, pattern, observe). */
   readonly reads: boolean;
+  /** Rows that steps of several rows begin at multiples of: what the layer's `rowBlock`s ask for. */
+  readonly rowBlock: number;
+  /** Selections list keys by blocks of rows and nothing looks at rows of logits: many rows may be selected for at once. */
+  readonly byBlocks: boolean;
   /** Weights are seen or edited row by row, so no row of a prompt may be left out, not even in the last layer. */
   readonly everyRow: boolean;
   readonly position: MethodHooks | undefined;
@@ -43,6 +51,17 @@ export interface LayerHooks {
   readonly residual: readonly MethodHooks[];
 }
 
+/** The least number of rows that is a multiple of every method's `rowBlock`. */
+function commonRowBlock(methods: readonly MethodHooks[]): number {
+  return methods.reduce((rows, { hooks }) => leastCommonMultiple(rows, hooks.rowBlock ?? 1), 1);
+}
+
+function leastCommonMultiple(a: number, b: number): number {
+  let [x, y] = [a, b];
+  while (y > 0) [x, y] = [y, x % y];
+  return (a / x) * b;
+}
+
 /** Methods composed for one model by the law of composition. */
 export interface Composed {
   readonly methods: readonly AttachedMethod[];
@@ -53,6 +72,8 @@ export interface Composed {
   readonly logits: readonly MethodHooks[];
   /** One of the methods, acting in every layer, lets texts grow beyond the model's context. */
   readonly beyondContext: boolean;
+  /** Rows that pieces of a prompt begin at multiples of, so that blocks of rows are the same however it is cut. */
+  readonly rowBlock: number;
   /** Layers 0..L-1; L holds what acts on the residual stream after the last layer. */
   layer(layer: number): LayerHooks;
 }
@@ -115,6 +136,8 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
       mlpOut: at("mlpOut"),
       residual: at("residual"),
       everyRow: scores.length + pattern.length + observe.length > 0,
+      rowBlock: commonRowBlock(select),
+      byBlocks: select.length > 0 && reading.length === select.length && select.every((m) => m.hooks.rowBlock),
       attention: reads || !!position || !!mechanism || activations.length + retain.length + heads.length > 0,
     };
   });
@@ -124,6 +147,7 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
     context: having("context"),
     embeddings: having("embeddings"),
     logits: having("logits"),
+    rowBlock: commonRowBlock(all),
     beyondContext: all.some(({ hooks }) => hooks.beyondContext && !hooks.layers),
     layer: (layer) => layers[layer],
   };
@@ -143,6 +167,8 @@ function checkOwnMechanism({ mechanism }: ModelShape, ofRows: readonly MethodHoo
 const NOTHING: LayerHooks = {
   attention: false,
   reads: false,
+  rowBlock: 1,
+  byBlocks: false,
   everyRow: false,
   position: undefined,
   mechanism: undefined,
@@ -172,7 +198,12 @@ function onlyOne(methods: readonly MethodHooks[], layer: number, hook: string, d
 
 /** A test of layers from a method's list; negative ones count from the last, absent means all. */
 function layersOf(name: string, hooks: Hooks, layers: number): (layer: number) => boolean {
-  if (!hooks.layers) return () => true;
+  const { denseLayers = 0 } = hooks;
+  const dense =
+    typeof denseLayers === "number"
+      ? (layer: number) => layer < denseLayers
+      : (layer: number) => denseLayers.some((l) => (l < 0 ? l + layers : l) === layer);
+  if (!hooks.layers) return (layer) => !dense(layer);
   const own = new Set<number>();
   for (const layer of hooks.layers) {
     const at = layer < 0 ? layer + layers : layer;
@@ -188,7 +219,7 @@ function layersOf(name: string, hooks: Hooks, layers: number): (layer: number) =
       );
     own.add(at);
   }
-  return (layer) => own.has(layer);
+  return (layer) => own.has(layer) && !dense(layer);
 }
 
 function checkHeads({ name, scope, hooks }: AttachedMethod, model: ModelShape): void {
@@ -219,12 +250,6 @@ function checkHeads({ name, scope, hooks }: AttachedMethod, model: ModelShape): 
   }
 }
 
-/** Sizes that selections and biases are laid out by. */
-export interface HeadCounts {
-  readonly heads: number;
-  readonly kvHeads: number;
-}
-
 /**
  * The parts that several methods' selections leave: per KV head the intersection of their keys, united with what any
  * of them forces. An intersected part carries the biases of both, the smaller window, and the query of the one that
@@ -239,15 +264,34 @@ export function combineSelections(
   shape: HeadCounts,
   positions: Int32Array,
 ): readonly (Part | Partial)[] {
-  if (selections.length === 0) return EVERYTHING;
-  if (selections.length === 1) return selections[0];
+  const limiting = selections.filter((parts) => !isEverything(parts));
+  if (limiting.length === 0) return EVERYTHING;
+  if (limiting.length === 1) return limiting[0];
   const context: Combining = { view, shape, positions };
-  let result = selections[0].map(plainPart);
-  for (const next of selections.slice(1)) result = combineTwo(result, next.map(plainPart), context);
+  const plain = limiting.map((parts) => parts.map(plainPart));
+  const all = plain.flat();
+  if (all.some((part) => part.blocks) && all.some((part) => part.forced))
+    throw new FoveaError(
+      "unsupported",
+      "a method that selects by blocks of rows cannot act together with one that forces keys to be read",
+      { hint: "attach one of the two, or give them different `layers`" },
+    );
+  const keys = longest(view, [0, shape.kvHeads]);
+  const [first, ...others] = plain.map((parts) =>
+    parts.map((part) => withoutBlocks(part, positions.length, keys, shape)),
+  );
+  let result = first;
+  for (const next of others) result = combineTwo(result, next, context);
   return result.length > 0 ? result : NOTHING_READ;
 }
 
 const EVERYTHING: readonly Part[] = [{}];
+
+/** True for a selection that leaves nothing out and asks for nothing. */
+function isEverything(parts: readonly (Part | Partial)[]): boolean {
+  return parts.length === 1 && Object.values(parts[0]).every((value) => value === undefined);
+}
+
 const NOTHING_READ: readonly Part[] = [{ entries: { ranges: [] } }];
 
 interface Combining {
@@ -474,29 +518,4 @@ function isEmpty(entries: HeadEntries): boolean {
   if (entries === "all") return false;
   if ("ranges" in entries) return entries.ranges.every(([a, b]) => a >= b);
   return ("pages" in entries ? entries.pages : entries.tokens).length === 0;
-}
-
-/** The sum of two log-biases, widened to the finer of their grids of heads and rows. */
-export function addBiases(a: LogBias, b: LogBias, shape: HeadCounts): LogBias {
-  const heads = Math.max(a.heads, b.heads);
-  const rows = Math.max(a.rows, b.rows);
-  const keys = a.data.length / (a.heads * Math.max(1, a.rows));
-  if (keys !== b.data.length / (b.heads * Math.max(1, b.rows)))
-    throw new FoveaError(
-      "bad-shape",
-      `two biases cover ${keys} and ${b.data.length / (b.heads * Math.max(1, b.rows))} keys`,
-    );
-  const start = (bias: LogBias, head: number, row: number) => {
-    const own = bias.heads === heads ? head : bias.heads === 1 ? 0 : Math.floor(head / (shape.heads / shape.kvHeads));
-    return (own * Math.max(1, bias.rows) + (bias.rows > 0 ? row : 0)) * keys;
-  };
-  const count = Math.max(1, rows);
-  const data = new Float32Array(heads * count * keys);
-  for (let head = 0, to = 0; head < heads; head++)
-    for (let row = 0; row < count; row++, to += keys) {
-      const x = start(a, head, row);
-      const y = start(b, head, row);
-      for (let i = 0; i < keys; i++) data[to + i] = a.data[x + i] + b.data[y + i];
-    }
-  return { data, heads, rows };
 }

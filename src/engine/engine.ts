@@ -222,7 +222,9 @@ export class Engine {
       let logits: Float32Array | null = null;
       const total = ids.length;
       // pieces of like size: methods look at the last rows of the last one
-      const size = Math.ceil(total / Math.ceil(total / (options.pieceRows ?? PIECE)));
+      const { rowBlock } = sequence.composed;
+      const even = Math.ceil(total / Math.ceil(total / (options.pieceRows ?? PIECE)));
+      const size = Math.ceil(even / rowBlock) * rowBlock;
       for (let first = 0; first < total; first += size) {
         const piece = ids.slice(first, first + size);
         const last = first + piece.length === total;
@@ -425,7 +427,7 @@ export class Engine {
       const last = layer === layers - 1;
       const all =
         !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
-      const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : rows - 1;
+      const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : blockStart(rows - 1, here.rowBlock);
       const input: LayerRows = { phase, rows, positions, firstRow: offset, totalRows: total, q, k, v, x: normed };
       await this.#turns.take(() => this.#attention.run(layer, sequence, input, out, from));
       options.onProgress?.({ stage: "prompt", done: Math.round(offset + (rows * (layer + 1)) / layers), total });
@@ -717,8 +719,13 @@ function tailHooks(composed: Composed, layers: number): boolean {
   return last.attnOut.length + last.mlp.length + last.mlpOut.length + composed.layer(layers).residual.length > 0;
 }
 
-function rotaryPlan(table: { inverse: Float32Array; multiplier: number }): RotaryPlan {
-  return { inverse: table.inverse, multiplier: table.multiplier, dims: table.inverse.length * 2 };
+/** The first row of the block of rows that a row lies in. */
+function blockStart(row: number, rowBlock: number): number {
+  return row - (row % rowBlock);
+}
+
+function rotaryPlan(table: { inverse: Float32Array; multiplier: number }, base: number): RotaryPlan {
+  return { inverse: table.inverse, multiplier: table.multiplier, dims: table.inverse.length * 2, base };
 }
 
 function megabytes(bytes: number): string {

@@ -76,6 +76,31 @@ export type HeadEntries = Entries | readonly Entries[];
 /** True for entries that differ by head. */
 export function isPerHead(entries: HeadEntries): entries is readonly Entries[] {
   return Array.isArray(entries);
+/**
+ * Entries that differ from row to row: what a selection of a prompt's rows is. Block i of `rows` rows (the first at the
+ * step's first row) reads, in list h of `heads`, the pairs [offsets[i * heads + h], offsets[i * heads + h + 1]) of
+ * `pairs`: (start, end) of entries, sorted and disjoint. Ranges may reach beyond a row; the engine adds causality.
+ */
+export interface RowRanges {
+  /** Rows that share lists. 1: each row has its own. */
+  readonly rows: number;
+  /** Lists a block: 1 (all heads alike), Hkv or Hq. */
+  readonly heads: number;
+  readonly offsets: Int32Array;
+  readonly pairs: Int32Array;
+}
+
+/**
+ * A log-bias on attention logits, added before the softmax. `data` is [heads, keys] or [heads, rows, keys]; `heads` is
+ * 1 (all alike), Hkv or Hq; `keys` are stored entries, oldest first.
+ */
+export interface LogBias {
+  readonly data: Float32Array;
+  readonly heads: number;
+  /** 0: the same for every row of the step. */
+  readonly rows: number;
+}
+
 }
 
 /** Entries of head `head` of `heads`; a list may have one for each, or one for each group of them. */
@@ -90,6 +115,11 @@ export function entriesOf(entries: HeadEntries, head: number, heads: number): En
 export interface Part {
   /** KV heads [from, to) that the part covers; default all. */
   readonly heads?: readonly [from: number, to: number];
+  /**
+   * Entries by blocks of rows, in the place of `entries`. A prompt's rows attend to the keys that their block lists,
+   * gathered, so that what is not listed costs nothing. Declare `rowBlock` with it.
+   */
+  readonly blocks?: RowRanges;
   /** The queries of this part, rotated or projected for it: [T, Hq, D]; default the step's own. */
   readonly query?: Float32Array;
   /**
@@ -171,6 +201,17 @@ export interface AttentionStep<State = unknown> extends Step<State> {
   readonly view: KeyView;
   /** The layer's pages; null during the prompt, whose keys are not in pages yet. */
   readonly cache: LayerCache | null;
+/** How `products` reads its arrays. */
+export interface ProductOptions {
+  /** H: heads of b. */
+  readonly heads: number;
+  /** D. Default the model's head width. */
+  readonly dim?: number;
+  /** Sizes of a tile, divisors of M and of N. Default 1. */
+  readonly rows?: number;
+  readonly keys?: number;
+}
+
   /** The step's queries rotated at other positions ([T]), from the unrotated ones: [T, Hq, D]. */
   rotate(positions: Int32Array): Float32Array;
   /** Logits of a part over all keys of the view, [Hq, T, S] with -Infinity where nothing is read. */
@@ -185,6 +226,11 @@ export interface Rows {
   readonly heads: number;
   readonly rows: number;
   readonly keys: number;
+  /**
+   * Dot products of queries a [M, Hq, D] with representatives b [H, N, D] of their heads' keys (H is Hkv or Hq), the
+   * largest of each tile of `rows` queries by `keys` representatives: [Hq, M / rows, N / keys]. Unscaled.
+   */
+  products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array>;
 }
 
 /**
@@ -285,6 +331,16 @@ export interface Hooks<State = unknown> {
   attnOut?(step: TapStep<State>): void;
   mlp?(step: TapStep<State>): void;
   mlpOut?(step: TapStep<State>): void;
+  /**
+   * Layers in which the hooks of attention do not act: how many first ones, or which (negative ones count from the
+   * last). Without other methods a prompt then runs there as one fused operator.
+   */
+  readonly denseLayers?: number | readonly number[];
+  /**
+   * `select` treats rows of a prompt or extension in blocks of so many, counted from its first row: steps then begin at
+   * multiples of it, also where the prompt is cut into pieces. 1 for a method that lists keys row by row.
+   */
+  readonly rowBlock?: number;
   residual?(step: TapStep<State>): void;
   logits?(step: LogitsStep<State>): void;
   /** Attention replaced, in the layers of the method: written over graph tensors, compiled once a shape. */

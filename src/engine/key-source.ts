@@ -3,6 +3,7 @@ import { UNSEEN } from "./block-attention.js";
 import type { Cache, LayerCache } from "./cache.js";
 import { addBiases } from "./compose.js";
 import { type Entries, entriesOf, isPerHead, type KeyView, type LogBias, type Part, type Partial } from "./hooks.js";
+import { limitRanges, withoutBlocks } from "./row-ranges.js";
 
 /** Rows that attend: rotated queries and their absolute positions. */
 export interface QueryRows {
@@ -22,6 +23,11 @@ export interface KeySource {
   attend(query: QueryRows, part: Part): Promise<Partial>;
   /** The same into arrays of the caller's: output [T, Hq, Dv], lse [T, Hq]. */
   attendInto(query: QueryRows, part: Part, output: Float32Array, lse: Float32Array): Promise<void> | void;
+  /**
+   * Rows over keys that are listed by blocks of rows; `lse` is left out where nothing is merged. Absent where keys cannot
+   * be gathered: then `withoutBlocks` says the same.
+   */
+  attendBlocks?(query: QueryRows, part: Part, output: Float32Array, lse?: Float32Array): Promise<void>;
   /** [Hq, T, S]; -Infinity where the part reads nothing or a head has fewer entries. */
   logits(query: QueryRows, part: Part): Promise<Float32Array>;
   /** Values summed under weights [Hq, T, S]: [T, Hq, Dv]. */
@@ -40,6 +46,9 @@ export function entryMask(entries: Entries, length: number, pageSize: number): U
   return mask;
 }
 
+/** Bytes of logits that rows attend with at a time. */
+const LOGIT_BYTES = 48 << 20;
+
 /** Keys and values as float32 arrays of one length for all heads: a prompt's, or a cache's read out for a long extension. */
 export class FloatKeys implements KeySource {
   readonly view: KeyView;
@@ -50,6 +59,7 @@ export class FloatKeys implements KeySource {
   readonly #v: KeyBlock;
   /** [Hkv, S] or [1, S]: UNSEEN where a head has no entry. */
   readonly #positions: Float32Array;
+  readonly #heads: ({ k: Float32Array; v: Float32Array } | undefined)[] = [];
 
   constructor(
     shape: AttentionShape,
@@ -84,8 +94,57 @@ export class FloatKeys implements KeySource {
   }
 
   async attend(query: QueryRows, part: Part): Promise<Partial> {
-    const { request, k, v } = this.#cut(query, part);
-    return this.#blocks.attend(this.#shape, request, k, v);
+    const { heads, keyDim, valueDim } = this.#shape;
+    const size = Math.max(1, Math.floor(LOGIT_BYTES / (4 * heads * this.keys)));
+    if (query.rows <= size || part.bias) {
+      const { request, k, v } = this.#cut(query, part);
+      return this.#blocks.attend(this.#shape, request, k, v);
+    }
+    const output = new Float32Array(query.rows * heads * valueDim);
+    const lse = new Float32Array(query.rows * heads);
+    for (let first = 0; first < query.rows; first += size) {
+      const rows = Math.min(size, query.rows - first);
+      const q = query.q.subarray(first * heads * keyDim, (first + rows) * heads * keyDim);
+      const found = await this.attend({ q, rows, positions: query.positions.subarray(first, first + rows) }, part);
+      output.set(found.output, first * heads * valueDim);
+      lse.set(found.lse, first * heads);
+    }
+    return { output, lse };
+  }
+
+  async attendBlocks(query: QueryRows, part: Part, output: Float32Array, lse?: Float32Array): Promise<void> {
+    const { blocks } = part;
+    if (!blocks || part.bias) {
+      const found = await this.attend(query, withoutBlocks(part, query.rows, this.keys, this.#shape));
+      output.set(found.output);
+      lse?.set(found.lse);
+      return;
+    }
+    const window = Math.min(part.window ?? UNSEEN, this.#shape.window ?? UNSEEN);
+    const n = this.keys;
+    const shared = this.#positions.length === n;
+    await this.#blocks.gathered.attend(
+      { ...this.#shape, window },
+      {
+        q: query.q,
+        rows: query.rows,
+        rowPositions: query.positions.subarray(0, query.rows),
+        positions: (kv) => (shared ? this.#positions : this.#positions.subarray(kv * n, (kv + 1) * n)),
+        k: this.#k,
+        v: this.#v,
+        head: (kv) => this.#head(kv),
+      },
+      part.heads ? limitRanges(blocks, this.#shape, part.heads) : blocks,
+      output,
+      lse,
+    );
+  }
+
+  /** A KV head's keys and values one after the other: [S, D], kept while the layer runs. */
+  #head(kv: number): { k: Float32Array; v: Float32Array } {
+    const found = this.#heads[kv];
+    if (found) return found;
+    return (this.#heads[kv] = { k: this.view.keys(kv), v: this.view.values(kv) });
   }
 
   async attendInto(query: QueryRows, part: Part, output: Float32Array, lse: Float32Array): Promise<void> {

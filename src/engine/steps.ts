@@ -1,5 +1,15 @@
 import type { LayerCache } from "./cache.js";
-import type { AttentionStep, KeyView, ModelShape, Part, Partial, Phase, RetainStep, Step } from "./hooks.js";
+import type {
+  AttentionStep,
+  KeyView,
+  ModelShape,
+  Part,
+  Partial,
+  Phase,
+  ProductOptions,
+  RetainStep,
+  Step,
+} from "./hooks.js";
 
 /** What every hook's step has, but for the method's state. */
 export type StepBase = Omit<Step, "state">;
@@ -60,6 +70,7 @@ export interface AttentionFields {
   rotate(positions: Int32Array): Float32Array;
   logits(part: Part): Promise<Float32Array>;
   attend(part: Part): Promise<Partial>;
+  products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array>;
 }
 
 /** An attention step bound to one method. */
@@ -89,6 +100,10 @@ export class BoundAttentionStep extends BoundStep implements AttentionStep {
 
   attend(part: Part = {}): Promise<Partial> {
     return this.fields.attend(part);
+  }
+
+  products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array> {
+    return this.fields.products(a, b, options);
   }
 }
 
