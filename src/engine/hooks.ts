@@ -42,8 +42,12 @@ export interface Scope {
 
 /** One rotary plan as data: angles are position * inverse[i]; cos and sin are multiplied by `multiplier`. */
 export interface RotaryPlan {
-  /** [dims / 2] inverse frequencies. */
+  /** [dims / 2] inverse frequencies, or [groups, dims / 2]. */
   readonly inverse: Float32Array;
+  /** Groups of KV heads with frequencies of their own, of like size and in order; a divisor of Hkv. Default 1. */
+  readonly groups?: number;
+  /** What the frequencies are powers of, before any scaling. Plans of the engine's own have it. */
+  readonly base?: number;
   /** Factor on cos and sin (YaRN's and LongRoPE's attention factor). Default 1. */
   readonly multiplier: number;
   /** Rotated dimensions of a head; the rest pass. */
@@ -59,23 +63,19 @@ export type Entries =
   | { readonly pages: Int32Array }
   | { readonly tokens: Int32Array };
 
-/**
- * A log-bias on attention logits, added before the softmax. `data` is [heads, keys] or [heads, rows, keys]; `heads` is
- * 1 (all alike), Hkv or Hq; `keys` are stored entries, oldest first.
- */
-export interface LogBias {
-  readonly data: Float32Array;
-  readonly heads: number;
-  /** 0: the same for every row of the step. */
-  readonly rows: number;
-}
-
 /** Entries for all heads alike, or one for each KV head, or one for each query head. */
 export type HeadEntries = Entries | readonly Entries[];
 
 /** True for entries that differ by head. */
 export function isPerHead(entries: HeadEntries): entries is readonly Entries[] {
   return Array.isArray(entries);
+}
+
+/** Entries of head `head` of `heads`; a list may have one for each, or one for each group of them. */
+export function entriesOf(entries: HeadEntries, head: number, heads: number): Entries {
+  return isPerHead(entries) ? entries[Math.floor((head * entries.length) / heads)] : entries;
+}
+
 /**
  * Entries that differ from row to row: what a selection of a prompt's rows is. Block i of `rows` rows (the first at the
  * step's first row) reads, in list h of `heads`, the pairs [offsets[i * heads + h], offsets[i * heads + h + 1]) of
@@ -101,13 +101,6 @@ export interface LogBias {
   readonly rows: number;
 }
 
-}
-
-/** Entries of head `head` of `heads`; a list may have one for each, or one for each group of them. */
-export function entriesOf(entries: HeadEntries, head: number, heads: number): Entries {
-  return isPerHead(entries) ? entries[Math.floor((head * entries.length) / heads)] : entries;
-}
-
 /**
  * The unit of attention. The parts of a row are disjoint sets of keys; their results merge exactly by log-sum-exp.
  * The engine adds causality itself: row i of a step never sees a later row's key.
@@ -115,11 +108,6 @@ export function entriesOf(entries: HeadEntries, head: number, heads: number): En
 export interface Part {
   /** KV heads [from, to) that the part covers; default all. */
   readonly heads?: readonly [from: number, to: number];
-  /**
-   * Entries by blocks of rows, in the place of `entries`. A prompt's rows attend to the keys that their block lists,
-   * gathered, so that what is not listed costs nothing. Declare `rowBlock` with it.
-   */
-  readonly blocks?: RowRanges;
   /** The queries of this part, rotated or projected for it: [T, Hq, D]; default the step's own. */
   readonly query?: Float32Array;
   /**
@@ -127,6 +115,11 @@ export interface Part {
    * itself costs.
    */
   readonly entries?: HeadEntries;
+  /**
+   * Entries by blocks of rows, in the place of `entries`. A prompt's rows attend to the keys that their block lists,
+   * gathered, so that what is not listed costs nothing. Declare `rowBlock` with it.
+   */
+  readonly blocks?: RowRanges;
   /** Only keys with (row's position) - (key's position) < window. */
   readonly window?: number;
   readonly bias?: LogBias;
@@ -169,14 +162,29 @@ export interface ActivationsStep<State = unknown> extends Step<State> {
 
 /** How positions enter: the plan and the integers that stand for the rows' positions. */
 export interface PositionStep<State = unknown> extends Step<State> {
-  /** The model's own plan for this layer (null: no rotation). */
+  /** The model's own plan for this layer (null: no rotation). The same object at every step. */
   readonly plan: RotaryPlan | null;
+  /** Tokens of the sequence as long as it is known to get: its first prompt and what is generated after it. */
+  readonly length: number;
 }
 export interface PositionResult {
+  /** Tables of cos and sin are kept per plan: return the same object at every step. */
   readonly plan?: RotaryPlan;
   /** Positions that the rows' queries and keys are rotated at, [T]; default the absolute ones. */
   readonly query?: Int32Array;
   readonly key?: Int32Array;
+  readonly near?: Near;
+}
+
+/**
+ * Near keys at other positions than far ones (Self-Extend): where (row's position) - (key's position) < window, query
+ * and key are rotated at their absolute positions instead, in the one softmax of the row. Far keys are read where they
+ * lie; the near ones are turned at each step, which is work for `window` keys.
+ */
+export interface Near {
+  readonly window: number;
+  /** The integer that the key of an absolute position is rotated at: what `key` of its step was. */
+  stored(position: number): number;
 }
 
 /**
@@ -193,14 +201,6 @@ export interface KeyView {
   values(kvHead: number): Float32Array;
 }
 
-/** An attention step: what select, scores and pattern see. */
-export interface AttentionStep<State = unknown> extends Step<State> {
-  /** Rotated queries, [T, Hq, D]. */
-  readonly q: Float32Array;
-  readonly scale: number;
-  readonly view: KeyView;
-  /** The layer's pages; null during the prompt, whose keys are not in pages yet. */
-  readonly cache: LayerCache | null;
 /** How `products` reads its arrays. */
 export interface ProductOptions {
   /** H: heads of b. */
@@ -212,12 +212,25 @@ export interface ProductOptions {
   readonly keys?: number;
 }
 
+/** An attention step: what select, scores and pattern see. */
+export interface AttentionStep<State = unknown> extends Step<State> {
+  /** Rotated queries, [T, Hq, D]. */
+  readonly q: Float32Array;
+  readonly scale: number;
+  readonly view: KeyView;
+  /** The layer's pages; null during the prompt, whose keys are not in pages yet. */
+  readonly cache: LayerCache | null;
   /** The step's queries rotated at other positions ([T]), from the unrotated ones: [T, Hq, D]. */
   rotate(positions: Int32Array): Float32Array;
   /** Logits of a part over all keys of the view, [Hq, T, S] with -Infinity where nothing is read. */
   score(part?: Part): Promise<Float32Array>;
   /** Attention over a part: ready to be merged. */
   attend(part?: Part): Promise<Partial>;
+  /**
+   * Dot products of queries a [M, Hq, D] with representatives b [H, N, D] of their heads' keys (H is Hkv or Hq), the
+   * largest of each tile of `rows` queries by `keys` representatives: [Hq, M / rows, N / keys]. Unscaled.
+   */
+  products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array>;
 }
 
 /** Rows of logits or of weights that a method edits in place: data [Hq, T, S]. */
@@ -226,11 +239,6 @@ export interface Rows {
   readonly heads: number;
   readonly rows: number;
   readonly keys: number;
-  /**
-   * Dot products of queries a [M, Hq, D] with representatives b [H, N, D] of their heads' keys (H is Hkv or Hq), the
-   * largest of each tile of `rows` queries by `keys` representatives: [Hq, M / rows, N / keys]. Unscaled.
-   */
-  products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array>;
 }
 
 /**
@@ -323,14 +331,6 @@ export interface Hooks<State = unknown> {
   pattern?(step: AttentionStep<State>, rows: Rows): void;
   /** The method lets a text grow beyond the model's context (positions inside the cache, a stretched plan). */
   readonly beyondContext?: boolean;
-  /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
-  readonly replacesPattern?: boolean;
-  /** Reads the weights as used, after every `pattern`. */
-  observe?(step: ObserveStep<State>): void | Promise<void>;
-  heads?(step: HeadsStep<State>): void;
-  attnOut?(step: TapStep<State>): void;
-  mlp?(step: TapStep<State>): void;
-  mlpOut?(step: TapStep<State>): void;
   /**
    * Layers in which the hooks of attention do not act: how many first ones, or which (negative ones count from the
    * last). Without other methods a prompt then runs there as one fused operator.
@@ -341,6 +341,14 @@ export interface Hooks<State = unknown> {
    * multiples of it, also where the prompt is cut into pieces. 1 for a method that lists keys row by row.
    */
   readonly rowBlock?: number;
+  /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
+  readonly replacesPattern?: boolean;
+  /** Reads the weights as used, after every `pattern`. */
+  observe?(step: ObserveStep<State>): void | Promise<void>;
+  heads?(step: HeadsStep<State>): void;
+  attnOut?(step: TapStep<State>): void;
+  mlp?(step: TapStep<State>): void;
+  mlpOut?(step: TapStep<State>): void;
   residual?(step: TapStep<State>): void;
   logits?(step: LogitsStep<State>): void;
   /** Attention replaced, in the layers of the method: written over graph tensors, compiled once a shape. */
