@@ -34,16 +34,21 @@ export class PlainLayer {
   readonly states: unknown[];
   /** Rows of a prompt or extension that attend together. */
   readonly blockRows: number;
+  /** Tokens that the sequence is to hold, as methods of positions are told. */
+  readonly length: number;
   readonly #plan: RotaryPlan | null;
-  #heads: { k: Float32Array; v: Float32Array; positions: Int32Array }[];
+  /** Keys as a far row reads them, and as a near one does where a method sets those apart. */
+  #heads: { k: Float32Array; near: Float32Array; v: Float32Array; positions: Int32Array }[];
+  #near: { window: number; q: Float32Array; first: number } | undefined;
   #length = 0;
 
   constructor(
     shape: { heads: number; kvHeads: number; headDim: number },
     methods: readonly AttachedMethod[],
-    options: { rotaryBase?: number | null; blockRows?: number; maxPositions?: number } = {},
+    options: { rotaryBase?: number | null; blockRows?: number; maxPositions?: number; length?: number } = {},
   ) {
-    const { rotaryBase = 10000, blockRows = 1 << 30, maxPositions = 1 << 20 } = options;
+    const { rotaryBase = 10000, blockRows = 1 << 30, maxPositions = 1 << 20, length = 1 } = options;
+    this.length = length;
     this.model = {
       ...shape,
       layers: 1,
@@ -67,9 +72,11 @@ export class PlainLayer {
             ),
             multiplier: 1,
             dims: shape.headDim,
+            base: rotaryBase,
           };
     this.#heads = Array.from({ length: shape.kvHeads }, () => ({
       k: new Float32Array(0),
+      near: new Float32Array(0),
       v: new Float32Array(0),
       positions: new Int32Array(0),
     }));
@@ -95,11 +102,28 @@ export class PlainLayer {
     const [q, k, v] = [input.q.slice(), input.k.slice(), input.v.slice()];
     for (const m of hooks.activations) m.hooks.activations?.(this.#bind({ ...base, q, k, v }, m));
     const unrotated = q.slice();
-    this.#rotate(q, heads, positions);
-    this.#rotate(k, kvHeads, positions);
+    const placed = hooks.position?.hooks.position?.(
+      this.#bind({ ...base, plan: this.#plan, length: this.length }, hooks.position),
+    );
+    const plan = placed?.plan ?? this.#plan;
+    const turnQueries = (x: Float32Array, at: ArrayLike<number>, of: Int32Array) => {
+      this.#rotate(x, heads, at, plan);
+      const scale = plan?.queryScale ?? (() => 1);
+      const width = heads * headDim;
+      for (let i = 0; i < x.length; i++) x[i] *= scale(of[Math.floor(i / width)]);
+    };
+    turnQueries(q, placed?.query ?? positions, positions);
+    const near = k.slice();
+    this.#rotate(k, kvHeads, placed?.key ?? positions, plan);
+    this.#rotate(near, kvHeads, positions, plan);
+    this.#near = undefined;
+    if (placed?.near) {
+      this.#near = { window: placed.near.window, q: unrotated.slice(), first: positions[0] };
+      turnQueries(this.#near.q, positions, positions);
+    }
 
     await this.#retain("before", base, new Float32Array(0));
-    this.#append(k, v, positions);
+    this.#append(k, near, v, positions);
 
     const out = new Float32Array(q.length);
     const width = heads * headDim;
@@ -119,7 +143,7 @@ export class PlainLayer {
         cache: null,
         rotate: (at) => {
           const x = slice(unrotated);
-          this.#rotate(x, heads, at);
+          turnQueries(x, at, rowPositions);
           return x;
         },
         score: async (part = {}) => this.#logits(part, part.query ?? slice(q), rowPositions).data,
@@ -184,14 +208,16 @@ export class PlainLayer {
     const [fromHead, toHead] = part.heads ?? [0, kvHeads];
     for (let head = fromHead * group; head < toHead * group; head++) {
       const kv = Math.floor(head / group);
-      const { k, positions: at } = this.#heads[kv];
+      const { k, near: nearKeys, positions: at } = this.#heads[kv];
       for (const [from, to] of toRanges(entriesOf(part.entries ?? "all", head, heads), at.length))
         for (let t = 0; t < rows; t++)
           for (let s = from; s < to; s++) {
             const distance = positions[t] - at[s];
             if (distance < 0 || distance >= (part.window ?? Number.POSITIVE_INFINITY)) continue;
+            const near = this.#near && distance < this.#near.window ? this.#near : undefined;
+            const [x, row, y] = near ? [near.q, positions[t] - near.first, nearKeys] : [q, t, k];
             let dot = 0;
-            for (let d = 0; d < headDim; d++) dot += q[(t * heads + head) * headDim + d] * k[s * headDim + d];
+            for (let d = 0; d < headDim; d++) dot += x[(row * heads + head) * headDim + d] * y[s * headDim + d];
             data[(head * rows + t) * keys + s] =
               dot * headDim ** -0.5 + biasAt(part.bias, head, t, s, keys, this.model);
           }
@@ -235,21 +261,22 @@ export class PlainLayer {
           return softmax(logits).rows.data;
         },
         keep: (head, entries) => {
-          const { k, v, positions } = this.#heads[head];
+          const { k, near, v, positions } = this.#heads[head];
           const pick = (x: Float32Array) => {
             const d = this.model.headDim;
             const picked = new Float32Array(entries.length * d);
             for (const [i, e] of entries.entries()) picked.set(x.subarray(e * d, (e + 1) * d), i * d);
             return picked;
           };
-          this.#heads[head] = { k: pick(k), v: pick(v), positions: Int32Array.from(entries, (e) => positions[e]) };
+          const at = Int32Array.from(entries, (e) => positions[e]);
+          this.#heads[head] = { k: pick(k), near: pick(near), v: pick(v), positions: at };
         },
       };
       await m.hooks.retain?.(this.#bind(step, m));
     }
   }
 
-  #append(k: Float32Array, v: Float32Array, positions: Int32Array): void {
+  #append(k: Float32Array, near: Float32Array, v: Float32Array, positions: Int32Array): void {
     const { kvHeads, headDim } = this.model;
     this.#heads = this.#heads.map((old, head) => {
       const join = (x: Float32Array, more: Float32Array) => {
@@ -262,7 +289,12 @@ export class PlainLayer {
           );
         return joined;
       };
-      return { k: join(old.k, k), v: join(old.v, v), positions: Int32Array.from([...old.positions, ...positions]) };
+      return {
+        k: join(old.k, k),
+        near: join(old.near, near),
+        v: join(old.v, v),
+        positions: Int32Array.from([...old.positions, ...positions]),
+      };
     });
   }
 
@@ -275,8 +307,8 @@ export class PlainLayer {
     };
   }
 
-  #rotate(x: Float32Array, heads: number, positions: ArrayLike<number>): void {
-    if (this.#plan) rotate(x, heads, this.model.headDim, positions, this.#plan);
+  #rotate(x: Float32Array, heads: number, positions: ArrayLike<number>, plan: RotaryPlan | null): void {
+    if (plan) rotate(x, heads, this.model.headDim, positions, plan);
   }
 
   #bind<S extends object>(step: S, { index }: MethodHooks): S & { state: unknown } {

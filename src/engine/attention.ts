@@ -5,14 +5,15 @@ import type { Cache } from "./cache.js";
 import type { Composed, LayerHooks } from "./compose.js";
 import { addBiases, combineSelections } from "./compose.js";
 import type { FusedAttention } from "./fused-attention.js";
-import type { KeyView, LogBias, ModelShape, Part, Partial, Phase, RotaryPlan, Rows } from "./hooks.js";
+import type { KeyView, LogBias, ModelShape, Near, Part, Partial, Phase, RotaryPlan, Rows } from "./hooks.js";
 import { isPartial } from "./hooks.js";
 import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, type QueryRows } from "./key-source.js";
 import type { MechanismRunner, ModelMechanism } from "./mechanism.js";
+import { NearKeys } from "./near-keys.js";
 import { cacheView, PagedKeys } from "./paged-keys.js";
 import { RotaryTable, rotate } from "./rotary.js";
-import type { CarriedState } from "./sequence.js";
 import { withoutBlocks } from "./row-ranges.js";
+import type { CarriedState } from "./sequence.js";
 import {
   type AttentionFields,
   BoundAttentionStep,
@@ -54,9 +55,9 @@ export interface LayerRows {
 const GRAPH_ROWS = 24;
 /** Bytes that a block's logits may take. */
 const BLOCK_BYTES = 48 << 20;
-
 /** Rows that are selected for at once where keys are listed by blocks of rows and no rows of logits are made. */
 const LISTED_ROWS = 4096;
+
 /**
  * Everything between a layer's projections and its output projection: activations, position, cache, retain, select,
  * scores, pattern, weighted sum, heads. Without hooks it is one fused operator (prompt) or one kernel call (decode).
@@ -142,15 +143,19 @@ export class AttentionRunner {
     }
 
     // positions
-    const unrotated = hooks.select.length === 0 ? q : rows === 1 ? this.#scratch.copy(q) : q.slice();
+    const turnedOnce = hooks.select.length === 0 && !hooks.position;
+    const unrotated = turnedOnce ? q : rows === 1 ? this.#scratch.copy(q) : q.slice();
     const table = sequence.tables?.[layer];
     let plan = table?.plan ?? null;
     let queryAt: ArrayLike<number> = positions;
     let keyAt: ArrayLike<number> = positions;
     let custom = false;
+    let near: Near | undefined;
     if (hooks.position) {
-      const result = hooks.position.hooks.position?.(boundStep(base, { plan }, sequence.states, hooks.position.index));
+      const { index, hooks: h } = hooks.position;
+      const result = h.position?.(boundStep(base, { plan, length: sequence.rotaryLength }, sequence.states, index));
       if (result) {
+        near = result.near;
         custom = result.plan !== undefined && result.plan !== plan;
         plan = result.plan ?? plan;
         queryAt = result.query ?? positions;
@@ -176,22 +181,27 @@ export class AttentionRunner {
     await this.#retain(hooks, sequence, base, shape, "before", { view: () => cacheView(cache) });
 
     // where the keys lie
+    const mechanism = hooks.mechanism?.hooks.mechanism;
+    const lying = near ? NearKeys.farShape(shape, near) : shape;
+    const nearer = this.#nearer(shape, near, plan, positions, rotateAt, mechanism !== undefined || own !== undefined);
+    const stored = () =>
+      near && rows > 1 ? floatKeysOfCache(lying, this.#blocks, cache) : new PagedKeys(lying, cache, rows);
+    const paged = rows === 1 ? cache : undefined;
     let source: KeySource;
     const prompt = phase === "prompt";
-    const byGraph = prompt || rows >= GRAPH_ROWS;
-    if (prompt) source = this.#promptKeys(shape, k, v, rows, positions);
-    else if (byGraph) source = floatKeysOfCache(shape, this.#blocks, cache, { k, v, positions });
+    const byGraph = prompt || rows >= GRAPH_ROWS || (near !== undefined && rows > 1);
+    if (prompt) source = nearer(this.#promptKeys(lying, k, v, rows, positions));
+    else if (byGraph) source = nearer(floatKeysOfCache(lying, this.#blocks, cache, { k, v, positions }));
     else {
       cache.append(k, v, rows);
-      source = new PagedKeys(shape, cache, rows);
+      source = nearer(stored(), paged);
     }
 
-    const mechanism = hooks.mechanism?.hooks.mechanism;
     if (from >= rows) {
       // nobody asks for this layer's outputs
     } else if (own) await own.attend(layer, shape, source.view, { q, x, positions, from }, sequence.memory, out);
     else if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, { q, positions, from }, out);
-    else if (prompt && from === 0 && !hooks.reads) await this.#fused.run(shape, q, k, v, rows, out);
+    else if (prompt && from === 0 && !hooks.reads && !near) await this.#fused.run(shape, q, k, v, rows, out);
     else
       await this.#blocksOf(
         hooks,
@@ -215,7 +225,7 @@ export class AttentionRunner {
     if (prompt && hooks.retain.length > 0) {
       const kept: (Int32Array | undefined)[] = [];
       let left: KeySource | undefined = source;
-      const leftKeys = () => (left ??= keptKeys(shape, this.#blocks, source.view, kept));
+      const leftKeys = () => (left ??= nearer(keptKeys(lying, this.#blocks, source.view, kept)));
       await this.#retain(hooks, sequence, base, shape, "after", {
         view: () => leftKeys().view,
         source: leftKeys,
@@ -234,9 +244,32 @@ export class AttentionRunner {
     if (hooks.retain.length > 0)
       await this.#retain(hooks, sequence, base, shape, "after", {
         view: () => cacheView(cache),
-        source: () => new PagedKeys(shape, cache, rows),
+        source: () => nearer(stored(), paged),
         q,
       });
+  }
+
+  /** Wraps keys so that near ones are read at other positions, where a method wants that. */
+  #nearer(
+    shape: AttentionShape,
+    near: Near | undefined,
+    plan: RotaryPlan | null,
+    positions: Int32Array,
+    rotateAt: (at: Int32Array, first: number, count: number) => Float32Array,
+    replaced: boolean,
+  ): (far: KeySource, cache?: ReturnType<Cache["layer"]>) => KeySource {
+    if (!near || !plan) return (far) => far;
+    if (replaced)
+      throw new FoveaError(
+        "unsupported",
+        "near keys at other positions need softmax attention, which is replaced here",
+        {
+          hint: "give the two methods different `layers`",
+        },
+      );
+    const queries = rotateAt(positions, 0, positions.length);
+    const options = { shape, blocks: this.#blocks, near, plan, queries, first: positions[0] };
+    return (far, cache) => new NearKeys(far, { ...options, ...(cache && { cache }) });
   }
 
   #customTable(plan: RotaryPlan): RotaryTable {

@@ -1,5 +1,5 @@
 import { FoveaError } from "../error.js";
-import { CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
+import { BASE_WORD, CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
 import { type PageBounds, pageBounds } from "./cache-bounds.js";
 import { entriesBound, writeEntries } from "./cache-entries.js";
 import { type Entries, entriesOf, type HeadEntries, isPerHead, type LogBias } from "./hooks.js";
@@ -233,16 +233,32 @@ export class LayerCache {
 
   /** A KV head's stored keys [n, D] and values [n, Dv], widened to float32. */
   read(head: number): { k: Float32Array; v: Float32Array } {
-    this.#check();
     this.meter?.read(this, head);
+    return this.tail(head, 0);
+  }
+
+  /** The same from an entry on, without being counted: whoever attends to them tells the meter. */
+  tail(head: number, from: number): { k: Float32Array; v: Float32Array } {
+    this.#check();
     const pages = this.#heads[head];
     const { keyDim, valueDim, storedKeyDim, storedValueDim } = this.shape;
-    const n = pages.live;
-    if (n === 0) return { k: new Float32Array(0), v: new Float32Array(0) };
+    const wanted = pages.live - from;
+    if (wanted <= 0) return { k: new Float32Array(0), v: new Float32Array(0) };
+    // whole pages are read, each to where its first entry's index says: the area begins with the first page's
+    const first = pages.pageOf(from);
+    const table = pages.table + first * ENTRY_WORDS * 4;
+    const base = this.#bank.memory.u32[(table >>> 2) + BASE_WORD];
+    const n = pages.live - base;
     const keys = this.#bank.staging.ensure(n * (storedKeyDim + storedValueDim) * 4);
     const values = keys + n * storedKeyDim * 4;
-    readEntries(this.#bank, this.shape, pages.table, pages.count, keys, values);
-    return { k: this.#unstage(keys, n, keyDim, storedKeyDim), v: this.#unstage(values, n, valueDim, storedValueDim) };
+    const count = pages.count - first;
+    const back = (area: number, dim: number) => area - base * dim * 4;
+    readEntries(this.#bank, this.shape, table, count, back(keys, storedKeyDim), back(values, storedValueDim));
+    const skip = from - base;
+    return {
+      k: this.#unstage(keys + skip * storedKeyDim * 4, wanted, keyDim, storedKeyDim),
+      v: this.#unstage(values + skip * storedValueDim * 4, wanted, valueDim, storedValueDim),
+    };
   }
 
   /**

@@ -7,6 +7,7 @@ import {
   checkMemory,
   type Memory,
   type ModelConfig,
+  rotaryBase,
   rotaryTable,
 } from "../models/index.js";
 import type { LoadOptions, Progress } from "./api.js";
@@ -343,7 +344,7 @@ export class Engine {
   #rotary(length: number): readonly (RotaryTable | null)[] {
     const { rotary, layers } = this.config;
     const plans = Array.from({ length: layers }, (_, l) =>
-      rotary ? rotaryPlan(rotaryTable(rotary, l, length)) : null,
+      rotary ? rotaryPlan(rotaryTable(rotary, l, length), rotaryBase(rotary, l)) : null,
     );
     const key = plans
       .map((p) => (p ? `${p.inverse[1] ?? p.inverse[0]}:${p.inverse.at(-1)}:${p.multiplier}` : "-"))

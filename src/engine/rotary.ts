@@ -15,10 +15,12 @@ export function rotate(
 ): void {
   const half = plan.dims >> 1;
   const tables = table ?? new RotaryTable(plan);
+  const { groups = 1 } = plan;
   for (let t = 0, row = 0; t < positions.length; t++, row += heads * headDim) {
-    const at = tables.row(positions[t]);
+    const start = tables.row(positions[t]);
     const { cos, sin } = tables;
     for (let h = 0, base = row; h < heads; h++, base += headDim) {
+      const at = groups === 1 ? start : start + Math.floor((h * groups) / heads) * half;
       for (let i = 0; i < half; i++) {
         const a = x[base + i];
         const b = x[base + half + i];
@@ -37,15 +39,16 @@ export class RotaryTable {
   cos: Float32Array;
   sin: Float32Array;
   #filled: Uint8Array;
-  readonly #half: number;
+  /** Numbers of a row: half the rotated dimensions, for each group of heads. */
+  readonly #width: number;
   /** Positions beyond this are computed into a scratch row instead of being kept. */
   static readonly kept = 1 << 17;
 
   constructor(plan: RotaryPlan) {
     this.plan = plan;
-    this.#half = plan.dims >> 1;
-    this.cos = new Float32Array(this.#half * 64);
-    this.sin = new Float32Array(this.#half * 64);
+    this.#width = (plan.dims >> 1) * (plan.groups ?? 1);
+    this.cos = new Float32Array(this.#width * 64);
+    this.sin = new Float32Array(this.#width * 64);
     this.#filled = new Uint8Array(64);
   }
 
@@ -55,19 +58,19 @@ export class RotaryTable {
     if (slot >= this.#filled.length) this.#grow(slot + 1);
     if (slot === 0 || this.#filled[slot] === 0) {
       const { inverse, multiplier } = this.plan;
-      for (let i = 0, at = slot * this.#half; i < this.#half; i++, at++) {
+      for (let i = 0, at = slot * this.#width; i < this.#width; i++, at++) {
         this.cos[at] = Math.cos(position * inverse[i]) * multiplier;
         this.sin[at] = Math.sin(position * inverse[i]) * multiplier;
       }
       this.#filled[slot] = 1;
     }
-    return slot * this.#half;
+    return slot * this.#width;
   }
 
   #grow(slots: number): void {
     const size = Math.max(slots, this.#filled.length * 2);
     const grow = (from: Float32Array) => {
-      const to = new Float32Array(size * this.#half);
+      const to = new Float32Array(size * this.#width);
       to.set(from);
       return to;
     };

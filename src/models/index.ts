@@ -56,12 +56,16 @@ export { type CanonicalTensor, canonicalTensors, type FileTensor, fileTensors } 
 export { type RandomSizes, randomConfig, randomWeights, seededNormals } from "./random.js";
 export {
   alibiSlopes,
+  frequencies,
+  longropeAttention,
   ntkBase,
   type RotaryConfig,
   type RotaryScaling,
   type RotaryValues,
+  rotaryBase,
   rotaryCosSin,
   rotaryTable,
+  yarnAttention,
 } from "./rotary.js";
 export { openSafetensors, writeSafetensors } from "./safetensors.js";
 export { type ByteSource, openSource, type SourceLike } from "./source.js";

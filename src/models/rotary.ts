@@ -73,11 +73,20 @@ export interface RotaryValues {
  *   under one length do not fit another beyond the switch. Default 0: short
  */
 export function rotaryTable(rotary: RotaryConfig, layer: number, length = 0): RotaryValues {
-  const local = rotary.localBase !== undefined && rotary.localLayers?.[layer] === true;
-  const base = local ? (rotary.localBase as number) : rotary.base;
+  const base = rotaryBase(rotary, layer);
+  const local = isLocal(rotary, layer);
   const scaling = local ? (rotary.localScaling ?? { type: "default" }) : rotary.scaling;
   const { inverse, multiplier } = frequencies(base, rotary.dims, scaling, length);
   return { inverse: Float32Array.from(inverse), multiplier, dims: rotary.dims };
+}
+
+/** The base of a layer's frequencies, before any scaling. */
+export function rotaryBase(rotary: RotaryConfig, layer: number): number {
+  return isLocal(rotary, layer) ? (rotary.localBase as number) : rotary.base;
+}
+
+function isLocal({ localBase, localLayers }: RotaryConfig, layer: number): boolean {
+  return localBase !== undefined && localLayers?.[layer] === true;
 }
 
 /** cos and sin of positions, each [positions, dims / 2], multiplied by the attention factor. Angles are float64. */
