@@ -25,9 +25,19 @@ export function formatNumber(value: number): string {
   return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
 
-/** A token's text in one line: line ends and tabs as visible signs. */
+/** A text for a terminal: its lines and tabs stay, other control characters are shown instead of obeyed. */
+export function printable(text: string): string {
+  return text.replace(/[\p{Cc}]/gu, (character) => {
+    const code = character.charCodeAt(0);
+    if (character === "\n" || character === "\t") return character;
+    // the pictures of U+0000 ... U+001F; those from U+0080 on have none
+    return code < 0x20 ? String.fromCharCode(0x2400 + code) : code === 0x7f ? "␡" : "\ufffd";
+  });
+}
+
+/** A token's text in one line: line ends, tabs and other control characters as visible signs. */
 export function visible(token: string): string {
-  return token.replace(/\r/g, "␍").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
+  return printable(token).replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 }
 
 /** Cut to a width, with an ellipsis where something was lost. */

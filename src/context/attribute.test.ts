@@ -266,4 +266,17 @@ describe("fovea attribute", () => {
     expect((await ask("-p", "x", "--answer", "y", "--method", "magic")).err).toMatch(/--method is one of/);
     await rm(folder, { recursive: true, force: true });
   });
+
+  it("shows control characters of the prompt and obeys none", async () => {
+    const io = { ...capture(), color: 8 as const };
+    const prompt = "one\n\u001b[2Jtwo\u009b1m\u0007 three";
+    const args = ["-p", prompt, "--answer", " \u009bx", "--of", "logit", "--by", "line"];
+    expect(await run(["attribute", "-m", "models/tiny", ...args], io)).toBe(0);
+    const text = io.text();
+    expect(text).toContain("␛[2Jtwo\ufffd1m␇ three");
+    expect(text).toContain('log-probability of " \ufffdx"');
+    // its own colours are all that is left
+    const own = new RegExp(`${String.fromCharCode(27)}\\[[0-9;]*m`, "g");
+    expect([...text.replace(own, "")].filter((c) => /\p{Cc}/u.test(c) && c !== "\n")).toEqual([]);
+  });
 });

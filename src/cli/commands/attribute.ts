@@ -4,7 +4,7 @@ import { attributionHtml } from "../attribution-html.js";
 import { paint, RESET, scoreColor } from "../colors.js";
 import { command } from "../command.js";
 import { readText, writeAtomic } from "../files.js";
-import { clip, json, table, visible } from "../format.js";
+import { clip, json, printable, table, visible } from "../format.js";
 import type { Io } from "../io.js";
 import { jsonOption, loadOptions, modelName, openOptions } from "../model.js";
 import { bytes, choice, integer, text, UsageError } from "../options.js";
@@ -107,7 +107,8 @@ function asJson({ method, answer, logprob, tokens, heads }: Attribution, pieces:
 function show({ answer, logprob }: Attribution, pieces: readonly AttributedPiece[], top: number, io: Io): void {
   const largest = pieces.reduce((a, p) => Math.max(a, Math.abs(p.score)), 0);
   if (io.color > 0) {
-    for (const { text: piece, score } of pieces) {
+    for (const { text, score } of pieces) {
+      const piece = printable(text);
       const body = piece.trimStart();
       io.out(piece.slice(0, piece.length - body.length));
       const shown = Math.abs(score) > largest / 20;
@@ -116,7 +117,7 @@ function show({ answer, logprob }: Attribution, pieces: readonly AttributedPiece
     io.out("\n\n");
   }
   io.out(
-    `log-probability of ${JSON.stringify(answer)}: ${logprob.toFixed(4)} (${(100 * Math.exp(logprob)).toFixed(2)}%)\n`,
+    `log-probability of ${visible(JSON.stringify(answer))}: ${logprob.toFixed(4)} (${(100 * Math.exp(logprob)).toFixed(2)}%)\n`,
   );
   const best = [...pieces].sort((a, b) => Math.abs(b.score) - Math.abs(a.score)).slice(0, top);
   if (best.length > 0)
