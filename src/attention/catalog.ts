@@ -12,7 +12,6 @@ import { harpe } from "./positions/harpe.js";
 import { ropeScaling } from "./positions/rope-scaling.js";
 import { selfExtend } from "./positions/self-extend.js";
 import { randomPages } from "./random-pages.js";
-import { randomPages } from "./random-pages.js";
 import { sparq } from "./selection/sparq.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
@@ -24,7 +23,6 @@ export type AnyMethod = Pick<MethodFactory, "card" | "from">;
 /** All methods. To add one is to add its line. */
 const METHODS: readonly AnyMethod[] = [
   full,
-  randomPages,
   randomPages,
   streamingLlm,
   h2o,

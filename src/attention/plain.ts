@@ -147,6 +147,7 @@ export class PlainLayer {
           return x;
         },
         score: async (part = {}) => this.#logits(part, part.query ?? slice(q), rowPositions).data,
+        products: async (a, b, options) => plainProducts(a, b, heads, { dim: headDim, ...options }),
         attend: async (part = {}) => this.#sum(softmax(this.#logits(part, part.query ?? slice(q), rowPositions))),
       };
       out.set(await this.#attend(step), first * width);
@@ -171,7 +172,6 @@ export class PlainLayer {
     for (const m of hooks.bias) {
       const bias = m.hooks.bias?.(this.#bind({ ...step }, m));
       if (bias) added = added ? addBiases(added, bias, this.model) : bias;
-        products: async (a, b, options) => plainProducts(a, b, heads, { dim: headDim, ...options }),
     }
     // disjoint parts fill one row of logits, which is what merging them by log-sum-exp comes to
     let rows: Rows | undefined;
@@ -322,6 +322,30 @@ export class PlainLayer {
   }
 }
 
+/** The largest products of tiles by their definition, see `AttentionStep.products`; `queries`: Hq. */
+export function plainProducts(
+  a: Float32Array,
+  b: Float32Array,
+  queries: number,
+  { heads, dim = 1, rows = 1, keys = 1, bias }: ProductOptions,
+): Float32Array {
+  const m = a.length / (queries * dim);
+  const n = b.length / (heads * dim);
+  const [down, across] = [m / rows, n / keys];
+  const out = new Float32Array(queries * down * across).fill(Number.NEGATIVE_INFINITY);
+  for (let h = 0; h < queries; h++) {
+    const from = Math.floor((h * heads) / queries) * n;
+    for (let i = 0; i < m; i++)
+      for (let j = 0; j < n; j++) {
+        let dot = bias?.[(h * down + Math.floor(i / rows)) * n + j] ?? 0;
+        for (let d = 0; d < dim; d++) dot += a[(i * queries + h) * dim + d] * b[(from + j) * dim + d];
+        const at = (h * down + Math.floor(i / rows)) * across + Math.floor(j / keys);
+        if (dot > out[at]) out[at] = dot;
+      }
+  }
+  return out;
+}
+
 function biasAt(
   bias: LogBias | undefined,
   head: number,
@@ -354,30 +378,6 @@ function softmax(rows: Rows): { rows: Rows; lse: Float32Array } {
 
 function mergeInto(into: { output: Float32Array; lse: Float32Array }, more: Partial, dim: number): void {
   for (let i = 0; i < into.lse.length; i++) {
-/** The largest products of tiles by their definition, see `AttentionStep.products`; `queries`: Hq. */
-export function plainProducts(
-  a: Float32Array,
-  b: Float32Array,
-  queries: number,
-  { heads, dim = 1, rows = 1, keys = 1 }: ProductOptions,
-): Float32Array {
-  const m = a.length / (queries * dim);
-  const n = b.length / (heads * dim);
-  const [down, across] = [m / rows, n / keys];
-  const out = new Float32Array(queries * down * across).fill(Number.NEGATIVE_INFINITY);
-  for (let h = 0; h < queries; h++) {
-    const from = Math.floor((h * heads) / queries) * n;
-    for (let i = 0; i < m; i++)
-      for (let j = 0; j < n; j++) {
-        let dot = 0;
-        for (let d = 0; d < dim; d++) dot += a[(i * queries + h) * dim + d] * b[(from + j) * dim + d];
-        const at = (h * down + Math.floor(i / rows)) * across + Math.floor(j / keys);
-        if (dot > out[at]) out[at] = dot;
-      }
-  }
-  return out;
-}
-
     const max = Math.max(into.lse[i], more.lse[i]);
     if (max === Number.NEGATIVE_INFINITY) continue;
     const [a, b] = [Math.exp(into.lse[i] - max), Math.exp(more.lse[i] - max)];

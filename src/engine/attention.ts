@@ -439,6 +439,9 @@ async function attendWithHooks(
       if (isPartial(part)) {
         output.set(part.output);
         lse.set(part.lse);
+      } else if (part.blocks) {
+        const needed = parts.length > 1 ? lse : undefined;
+        await listedInto(source, shape, ownQueries(query, part), withBias(part), output, needed);
       } else await source.attendInto(ownQueries(query, part), withBias(part), output, lse);
       if (i > 0) mergeInto({ output: out, lse: sums[0] }, { output, lse }, shape.valueDim);
     }
@@ -471,11 +474,30 @@ async function attendWithHooks(
   out.set(await source.sum(rows.data, query.rows));
 }
 
+/** A part that lists keys by blocks of rows, over gathered keys where they can be gathered. */
+async function listedInto(
+  source: KeySource,
+  shape: AttentionShape,
+  query: QueryRows,
+  part: Part,
+  output: Float32Array,
+  lse?: Float32Array,
+): Promise<void> {
+  if (source.attendBlocks) return source.attendBlocks(query, part, output, lse);
+  const plain = withoutBlocks(part, query.rows, source.keys, shape);
+  await source.attendInto(query, plain, output, lse ?? new Float32Array(query.rows * shape.heads));
+}
+
+async function attendPart(source: KeySource, shape: AttentionShape, query: QueryRows, part: Part): Promise<Partial> {
+  if (!part.blocks) return source.attend(query, part);
+  const output = new Float32Array(query.rows * shape.heads * shape.valueDim);
+  const lse = new Float32Array(query.rows * shape.heads);
+  await listedInto(source, shape, query, part, output, lse);
+  return { output, lse };
+}
+
 /** The queries that a part is read with: its own, or the step's. */
 function ownQueries(query: QueryRows, { query: q }: Part): QueryRows {
-      } else if (part.blocks) {
-        const needed = parts.length > 1 ? lse : undefined;
-        await listedInto(source, shape, ownQueries(query, part), withBias(part), output, needed);
   return q ? { ...query, q } : query;
 }
 
@@ -507,28 +529,6 @@ export function mergeInto({ output, lse }: Partial, next: Partial, valueDim: num
     for (let d = i * valueDim; d < (i + 1) * valueDim; d++) output[d] = (output[d] * wa + next.output[d] * wb) / sum;
     lse[i] = max + Math.log(sum);
   }
-/** A part that lists keys by blocks of rows, over gathered keys where they can be gathered. */
-async function listedInto(
-  source: KeySource,
-  shape: AttentionShape,
-  query: QueryRows,
-  part: Part,
-  output: Float32Array,
-  lse?: Float32Array,
-): Promise<void> {
-  if (source.attendBlocks) return source.attendBlocks(query, part, output, lse);
-  const plain = withoutBlocks(part, query.rows, source.keys, shape);
-  await source.attendInto(query, plain, output, lse ?? new Float32Array(query.rows * shape.heads));
-}
-
-async function attendPart(source: KeySource, shape: AttentionShape, query: QueryRows, part: Part): Promise<Partial> {
-  if (!part.blocks) return source.attend(query, part);
-  const output = new Float32Array(query.rows * shape.heads * shape.valueDim);
-  const lse = new Float32Array(query.rows * shape.heads);
-  await listedInto(source, shape, query, part, output, lse);
-  return { output, lse };
-}
-
 }
 
 /** Work arrays of one runner, reused from step to step: steps never overlap. */
