@@ -12,6 +12,7 @@ import { harpe } from "./positions/harpe.js";
 import { ropeScaling } from "./positions/rope-scaling.js";
 import { selfExtend } from "./positions/self-extend.js";
 import { randomPages } from "./random-pages.js";
+import { magicpig } from "./selection/magicpig.js";
 import { sparq } from "./selection/sparq.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
@@ -36,6 +37,7 @@ const METHODS: readonly AnyMethod[] = [
   selfExtend,
   entropyAbf,
   harpe,
+  magicpig,
 ];
 
 /** The methods by name, in the order of the list. */

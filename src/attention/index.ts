@@ -66,6 +66,7 @@ export { harpe } from "./positions/harpe.js";
 export { ropeScaling } from "./positions/rope-scaling.js";
 export { selfExtend } from "./positions/self-extend.js";
 export { randomPages } from "./random-pages.js";
+export { magicpig } from "./selection/magicpig.js";
 export { sparq } from "./selection/sparq.js";
 export { pasta } from "./steering/pasta.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";

@@ -1,0 +1,183 @@
+import { z } from "zod";
+import type { AttentionStep, Entries, Hooks, Part } from "../../engine/hooks.js";
+import { method } from "../method.js";
+import { denseLayers, forcedTokens, isDense } from "../select/index.js";
+import {
+  addToTables,
+  collisionProbability,
+  collisions,
+  emptyTables,
+  type HashTables,
+  hashCodes,
+  hyperplanes,
+  manyCodes,
+} from "./hash-tables.js";
+
+const parameters = z.object({
+  bits: z.int().min(1).max(16).default(10).describe("hyperplanes a table, whose signs are a key's code (K)"),
+  tables: z.int().min(2).default(150).describe("hash tables (L)"),
+  ...forcedTokens(4, 64),
+  ...denseLayers([0, 16, 32, 48, 64]),
+  batch: z.int().min(1).default(64).describe("tokens that have left the window are hashed so many together"),
+  seed: z.int().default(0).describe("of the hyperplanes"),
+});
+type Parameters = z.output<typeof parameters>;
+
+/** Hashed keys of a KV head: those behind the sinks, without the window and without what came since. */
+export interface HashedKeys {
+  /** Their absolute positions. */
+  positions: Int32Array;
+  /** How many there were when the centre was taken. */
+  centred: number;
+  /** Mean key, [D]. */
+  centre: Float32Array;
+  /** |k - centre|, [n]. */
+  norms: Float32Array;
+  tables: HashTables;
+}
+type State = Map<number, HashedKeys[]>;
+
+/** Under the logarithm, so that a key that is almost never sampled does not take over when it is. */
+const FLOOR = 1e-4;
+
+/**
+ * MagicPIG: attention over far keys is estimated from a sample. A key is in it where its hash code equals the query's in
+ * two tables or more; each sampled key's weight is divided by the probability of that, by a log-weight. Sinks, the newest
+ * tokens and those not hashed yet are read as they are.
+ */
+export const magicpig = method({
+  name: "magicpig",
+  family: "selection-approximate",
+  does: "Samples far keys by locality-sensitive hashing and weighs each by the inverse of its probability.",
+  paper: {
+    title: "MagicPIG: LSH Sampling for Efficient LLM Generation",
+    venue: "ICLR 2025",
+    url: "https://github.com/Infini-AI-Lab/MagicPIG",
+  },
+  cost:
+    "per token and query head: K L D products for the query's codes, L buckets, the sampled keys twice; " +
+    "4 L bytes a key and KV head for the tables",
+  facts: "sheet, from the official code",
+  deviations: [
+    "generated tokens and later turns are hashed too, in batches, once they have left the window; the centre is taken anew when the keys have doubled",
+    "keys are centred for their codes only: a shift of all logits changes no weight",
+    "the cosine is taken from logits, so a model that caps its logits gets slightly wrong probabilities",
+  ],
+  rows: { prefill: false, lastPromptRow: false, decode: true },
+  exact: { window: 2 ** 30 },
+  trials: [
+    { parameters: { bits: 4, tables: 20, window: 16, batch: 8, denseLayers: [0] } },
+    { parameters: { bits: 2, tables: 6, sinks: 0, window: 8, batch: 20, denseLayers: 0, seed: 7 } },
+  ],
+  status: "experimental",
+  measured: "not yet measured on nano",
+  parameters,
+  hooks: ["select"],
+  create(params): Hooks<State> {
+    const byWidth = new Map<number, Float32Array>();
+    const planesOf = (dim: number) => {
+      const planes = byWidth.get(dim) ?? hyperplanes(params.tables, params.bits, dim, params.seed);
+      byWidth.set(dim, planes);
+      return planes;
+    };
+    return {
+      state: () => new Map(),
+      select: (step) => sampledParts(step, params, planesOf(step.model.headDim)),
+    };
+  },
+});
+
+/** What a decoded row reads: static entries as they are, and each query head's sample with its log-weights. */
+async function sampledParts(step: AttentionStep<State>, params: Parameters, planes: Float32Array): Promise<Part[]> {
+  const { heads, kvHeads, headDim } = step.model;
+  if (step.phase !== "decode" || isDense(step.layer, params.denseLayers, step.model.layers)) return [{}];
+  const layer = await hashedKeys(step, params, planes);
+  if (layer.every(({ norms }) => norms.length === 0)) return [{}];
+  const { bits, tables, sinks } = params;
+  const kvOf = (head: number) => Math.floor(head / (heads / kvHeads));
+  const query = (head: number) => step.q.subarray(head * headDim, (head + 1) * headDim);
+  const samples = Array.from({ length: heads }, (_, head) =>
+    collisions(layer[kvOf(head)].tables, hashCodes(query(head), planes, bits)),
+  );
+  const sampled = samples.map((list): Entries => ({ tokens: Int32Array.from(list, (i) => sinks + i) }));
+  const logits = await step.score({ entries: sampled }); // [Hq, S]
+  const keys = logits.length / heads;
+  const data = new Float32Array(heads * keys);
+  const entries = samples.map((list, head): Entries => {
+    const { centre, norms } = layer[kvOf(head)];
+    const q = query(head);
+    const [length, shift] = [Math.sqrt(dot(q, q)), dot(q, centre)];
+    for (const i of list) {
+      const at = head * keys + sinks + i;
+      const cosine = (logits[at] / step.scale - shift) / (length * norms[i]);
+      data[at] = -Math.log(collisionProbability(cosine, bits, tables) + FLOOR);
+    }
+    return { tokens: withStatic(list, sinks, sinks + norms.length, step.view.length(kvOf(head))) };
+  });
+  return [{ entries, bias: { data, heads, rows: 0 } }];
+}
+
+/** The first `sinks` entries, a sample counted from there, and the entries [end, length). */
+function withStatic(sample: Int32Array, sinks: number, end: number, length: number): Int32Array {
+  const list = new Int32Array(sinks + sample.length + length - end);
+  for (let i = 0; i < list.length; i++) {
+    if (i < sinks) list[i] = i;
+    else list[i] = i < sinks + sample.length ? sinks + sample[i - sinks] : end + i - sinks - sample.length;
+  }
+  return list;
+}
+
+/** The layer's hashed keys, up to date: new ones join in batches; after an eviction all are taken anew. */
+async function hashedKeys(step: AttentionStep<State>, params: Parameters, planes: Float32Array): Promise<HashedKeys[]> {
+  const { sinks, window, batch, bits, tables } = params;
+  const { kvHeads, headDim } = step.model;
+  const none = (): HashedKeys => ({
+    positions: new Int32Array(0),
+    centred: 0,
+    centre: new Float32Array(headDim),
+    norms: new Float32Array(0),
+    tables: emptyTables(tables, bits),
+  });
+  const layer = step.state.get(step.layer) ?? Array.from({ length: kvHeads }, none);
+  step.state.set(step.layer, layer);
+  const fresh = layer.map((own, kv) => {
+    const positions = step.view.positions(kv);
+    const far = Math.max(0, positions.length - sinks - window);
+    const intact = own.positions.length <= far && own.positions.every((p, i) => p === positions[sinks + i]);
+    if (!intact) layer[kv] = none();
+    if (far - layer[kv].positions.length < batch) return new Float32Array(0);
+    if (far >= 2 * layer[kv].centred) layer[kv] = none();
+    return takeKeys(layer[kv], positions.slice(sinks, sinks + far), step.view.keys(kv).subarray(sinks * headDim));
+  });
+  if (fresh.every((keys) => keys.length === 0)) return layer;
+  for (const [kv, codes] of (await manyCodes(step, planes, bits, fresh)).entries())
+    if (codes.length > 0) layer[kv].tables = addToTables(layer[kv].tables, codes);
+  return layer;
+}
+
+/** Takes keys up that are not known yet; returns them less the centre, [n, D]. The first ones set the centre. */
+function takeKeys(own: HashedKeys, positions: Int32Array, all: Float32Array): Float32Array {
+  const dim = own.centre.length;
+  const known = own.positions.length;
+  const keys = all.slice(known * dim, positions.length * dim);
+  if (known === 0) {
+    for (let i = 0; i < keys.length; i++) own.centre[i % dim] += keys[i] / positions.length;
+    own.centred = positions.length;
+  }
+  for (let i = 0; i < keys.length; i++) keys[i] -= own.centre[i % dim];
+  const norms = new Float32Array(positions.length);
+  norms.set(own.norms);
+  for (let i = known; i < positions.length; i++) {
+    const key = keys.subarray((i - known) * dim, (i - known + 1) * dim);
+    norms[i] = Math.sqrt(dot(key, key));
+  }
+  own.positions = positions;
+  own.norms = norms;
+  return keys;
+}
+
+function dot(a: Float32Array, b: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
