@@ -73,7 +73,7 @@ export function adamW(
 
 /**
  * Muon (https://kellerjordan.github.io/posts/muon, in the form of arXiv:2502.16982): a matrix moves by its averaged
- * gradient made orthogonal, so that all its directions learn at one speed: u = g + momentum * m, m = momentum * m + g;
+ * gradient made orthogonal, so that all its directions learn at one speed: m = momentum * m + g, u = g + momentum * m;
  * p -= rate * (0.2 * sqrt(max(rows, columns)) * orthogonal(u) + decay * p). The factor lets it share AdamW's rate and
  * decay; embeddings and vectors are AdamW's. Defaults: rate 1e-3, momentum 0.95, decay 0.1.
  */

@@ -4,7 +4,7 @@ import { openCheckpoint, type Tokenizer } from "../models/index.js";
 import type { Batch, DataSource } from "./batch.js";
 import { trainTokenizer } from "./bpe.js";
 import { texts } from "./data.js";
-import { adamW, sgd } from "./optimizer.js";
+import { adamW, muon, type Optimizer, sgd } from "./optimizer.js";
 import { constantSchedule, cosineSchedule, type Schedule, wsdSchedule } from "./schedule.js";
 import { accuracy, copying, induction, recall, type Task } from "./tasks.js";
 import type { Evaluator, TrainOptions } from "./train.js";
@@ -33,6 +33,7 @@ export const recipeSchema = z.strictObject({
       positions: count.optional(),
       rotaryBase: z.number().positive().optional(),
       tied: z.boolean().optional(),
+      spread: z.number().positive().optional(),
       mechanism: z
         .strictObject({ name: z.string(), parameters: z.record(z.string(), z.unknown()).default({}) })
         .optional(),
@@ -69,6 +70,14 @@ export const recipeSchema = z.strictObject({
         rate: z.number().positive().optional(),
         betas: z.tuple([z.number().min(0).max(1), z.number().min(0).max(1)]).optional(),
         eps: z.number().positive().optional(),
+        weightDecay: z.number().min(0).optional(),
+        clip: z.number().positive().optional(),
+      }),
+      z.strictObject({
+        name: z.literal("muon"),
+        rate: z.number().positive().optional(),
+        momentum: z.number().min(0).max(1).optional(),
+        betas: z.tuple([z.number().min(0).max(1), z.number().min(0).max(1)]).optional(),
         weightDecay: z.number().min(0).optional(),
         clip: z.number().positive().optional(),
       }),
@@ -123,13 +132,12 @@ export async function readRecipe(recipe: unknown, where = "the recipe", base = "
   const model = await modelOf(given, documents, where, base);
   const { data, measure } = dataOf(given, documents, model.tokenizer);
   const { steps, accumulate, seed: _, logEvery, saveEvery, folder } = given;
-  const { name: kind, ...settings } = given.optimizer;
   return {
     model,
     data,
     steps,
     accumulate,
-    optimizer: kind === "sgd" ? sgd(settings) : adamW(settings),
+    optimizer: optimizerOf(given.optimizer),
     schedule: scheduleOf(given.schedule, steps),
     ...(measure && { evaluate: { every: given.evaluateEvery ?? Math.max(1, Math.ceil(steps / 10)), measure } }),
     ...(logEvery !== undefined && { logEvery }),
@@ -197,6 +205,11 @@ function dataOf(given: Parsed, documents: readonly string[], tokenizer: Tokenize
     data: source,
     measure: async (model) => ({ held_out_loss: (await model.evaluate((await held.batch(0)) as Batch)).loss }),
   };
+}
+
+function optimizerOf({ name, ...settings }: Parsed["optimizer"]): Optimizer {
+  if (name === "muon") return muon(settings);
+  return name === "sgd" ? sgd(settings) : adamW(settings);
 }
 
 function scheduleOf({ name, ...options }: Parsed["schedule"], steps: number): Schedule {
