@@ -111,14 +111,14 @@ describe.each([
     );
     const value = weights.get("layers.1.mechanism.memory_k");
     if (value.kind !== "float") throw new Error("random weights are floats");
-    const feeds = {
+    const feeds: Record<string, { data: Float32Array | BigInt64Array; dims: readonly number[] }> = {
       ...batchFeeds(config, { rows: 2, length: 12, ids: [...ids, ...ids], ...batchMemory([one, other]) }),
       targets: { data: BigInt64Array.from([...ids.slice(1), 0, ...ids.slice(1), 0], BigInt), dims: [24] },
       counts: { data: new Float32Array(24).fill(1), dims: [24] },
       weight: { data: Float32Array.from(value.data as Float32Array), dims: value.shape },
     };
     const names = segment.inputNames;
-    const run = () => segment.run(Object.fromEntries(names.map((n) => [n, feeds[n as keyof typeof feeds]])));
+    const run = () => segment.run(Object.fromEntries(names.map((n) => [n, feeds[n]])));
     const out = await run();
     for (const name of ["memory", "weight"] as const) {
       const { data } = feeds[name] as { data: Float32Array };
@@ -258,7 +258,7 @@ describe("a model that reads a memory", () => {
   });
   const ids = (row: number): number[] => [...held.ids.subarray(row * length, (row + 1) * length)];
   let folder = "";
-  let predicted = new Int32Array(0);
+  let predicted: Int32Array = new Int32Array(0);
   let elsewhere = 0;
   beforeAll(async () => {
     folder = await mkdtemp(join(tmpdir(), "fovea-memory-"));
