@@ -11,6 +11,11 @@ import { entropyAbf } from "./positions/entropy-abf.js";
 import { harpe } from "./positions/harpe.js";
 import { ropeScaling } from "./positions/rope-scaling.js";
 import { selfExtend } from "./positions/self-extend.js";
+import { dhsa } from "./prefill/dhsa.js";
+import { hip } from "./prefill/hip.js";
+import { moba } from "./prefill/moba.js";
+import { sale } from "./prefill/sale.js";
+import { starAttention } from "./prefill/star-attention.js";
 import { randomPages } from "./random-pages.js";
 import { magicpig } from "./selection/magicpig.js";
 import { sparq } from "./selection/sparq.js";
@@ -38,6 +43,11 @@ const METHODS: readonly AnyMethod[] = [
   entropyAbf,
   harpe,
   magicpig,
+  moba,
+  hip,
+  starAttention,
+  sale,
+  dhsa,
 ];
 
 /** The methods by name, in the order of the list. */

@@ -165,6 +165,8 @@ test("products are the largest of each tile", async () => {
     const b = noise(own * 12 * dim);
     const options = { heads: own, dim, rows, keys };
     close(await blocks.gathered.products(a, b, heads, options), plainProducts(a, b, heads, options));
+    const biased = { ...options, bias: noise(heads * (8 / rows) * 12) };
+    close(await blocks.gathered.products(a, b, heads, biased), plainProducts(a, b, heads, biased));
   }
   const one = await blocks.gathered.products(Float32Array.of(1, 2, 3, 4), Float32Array.of(1, 1, 2, 0), 1, {
     heads: 1,

@@ -68,15 +68,17 @@ export class GatheredAttention {
     a: Float32Array,
     b: Float32Array,
     queries: number,
-    { heads, dim = 1, rows = 1, keys = 1 }: ProductOptions,
+    { heads, dim = 1, rows = 1, keys = 1, bias }: ProductOptions,
   ): Promise<Float32Array> {
-    const key = ["products", queries, heads, dim, rows, keys].join("|");
-    const segment = await this.#segments.get(key, () => productGraph(queries, heads, dim, rows, keys));
+    const form = { queries, heads, dim, rows, keys, biased: bias !== undefined };
+    const key = ["products", ...Object.values(form)].join("|");
+    const segment = await this.#segments.get(key, () => productGraph(form));
     const m = a.length / (queries * dim * rows);
     const n = b.length / (heads * dim * keys);
     const { out } = await segment.run({
       a: { data: a, dims: [m, rows, queries, dim] },
       b: { data: b, dims: [heads, n, keys, dim] },
+      ...(bias && { bias: { data: bias, dims: [queries, m, n, keys] } }),
     });
     return out.data as Float32Array;
   }
@@ -350,14 +352,29 @@ function gatherGraph(shape: AttentionShape, { lists, seen, partial, withSums }: 
   return { inputs, outputs: { out, lse: byRow(max.add(total.log()), 1) } };
 }
 
+interface ProductForm {
+  readonly queries: number;
+  readonly heads: number;
+  readonly dim: number;
+  readonly rows: number;
+  readonly keys: number;
+  readonly biased: boolean;
+}
+
 /** a [M, rows, Hq, D], b [H, N, keys, D]: [Hq, M, N], the largest product of each tile. */
-function productGraph(queries: number, heads: number, dim: number, rows: number, keys: number): GraphCut {
-  const a = input("a", ["M", rows, queries, dim]);
-  const b = input("b", [heads, "N", keys, dim]);
-  const flat = a.transpose(2, 0, 1, 3).reshape([heads, -1, dim]); // [H, G*M*rows, D]
-  const products = flat.matmul(b.reshape([heads, -1, dim]).transpose(0, 2, 1)); // [H, G*M*rows, N*keys]
+function productGraph({ queries, heads, dim, rows, keys, biased }: ProductForm): GraphCut {
+  const inputs: Record<string, Tensor> = {
+    a: input("a", ["M", rows, queries, dim]),
+    b: input("b", [heads, "N", keys, dim]),
+  };
+  const flat = inputs.a.transpose(2, 0, 1, 3).reshape([heads, -1, dim]); // [H, G*M*rows, D]
+  const products = flat.matmul(inputs.b.reshape([heads, -1, dim]).transpose(0, 2, 1)); // [H, G*M*rows, N*keys]
   let out = products.reshape([queries, "M", rows, "N", keys]);
+  if (biased) {
+    inputs.bias = input("bias", [queries, "M", "N", keys]);
+    out = out.add(inputs.bias.unsqueeze(2));
+  }
   if (keys > 1) out = out.max(-1, { keep: true });
   if (rows > 1) out = out.max(2, { keep: true });
-  return { inputs: { a, b }, outputs: { out: out.reshape([queries, "M", "N"]) } };
+  return { inputs, outputs: { out: out.reshape([queries, "M", "N"]) } };
 }

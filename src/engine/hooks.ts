@@ -210,6 +210,8 @@ export interface ProductOptions {
   /** Sizes of a tile, divisors of M and of N. Default 1. */
   readonly rows?: number;
   readonly keys?: number;
+  /** Added to the products of a tile of rows: [Hq, M / rows, N]. */
+  readonly bias?: Float32Array;
 }
 
 /** An attention step: what select, scores and pattern see. */

@@ -3,10 +3,16 @@ import type { Entries, LogBias, Part, RowRanges } from "./hooks.js";
 
 /**
  * Row ranges from a function that names the ranges of each list, in order: `add(start, end)`; touching ranges become
- * one, empty ones none. `blocks`: blocks of rows; `heads`: lists a block.
+ * one, empty ones none. `blocks`: blocks of rows; `heads`: lists a block. `apart`: touching ranges stay apart; where rows
+ * have lists of their own, those that list the same range are then found by it.
  */
 export function rowRanges(
-  { rows, heads, blocks }: { readonly rows: number; readonly heads: number; readonly blocks: number },
+  {
+    rows,
+    heads,
+    blocks,
+    apart = false,
+  }: { readonly rows: number; readonly heads: number; readonly blocks: number; readonly apart?: boolean },
   list: (block: number, head: number, add: (start: number, end: number) => void) => void,
 ): RowRanges {
   let pairs = new Int32Array(64);
@@ -15,7 +21,7 @@ export function rowRanges(
   let first = 0;
   const add = (start: number, end: number) => {
     if (end <= start) return;
-    if (n > first && pairs[2 * n - 1] === start) {
+    if (!apart && n > first && pairs[2 * n - 1] === start) {
       pairs[2 * n - 1] = end;
       return;
     }

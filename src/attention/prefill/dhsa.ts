@@ -1,0 +1,202 @@
+import { z } from "zod";
+import type { AttentionStep, KeyView, Part } from "../../engine/hooks.js";
+import { rowRanges } from "../../engine/row-ranges.js";
+import { method } from "../method.js";
+import { denseLayers, readingBudget, readTokens } from "../select/index.js";
+import { headKeys, perView, rowBlocks } from "./blocks.js";
+import { boundaryScores, chooseBoundaries } from "./boundaries.js";
+
+const parameters = z.object({
+  ...readingBudget(1024, "keys that a block of queries reads, local and global ones included (N_b)"),
+  queries: z
+    .int()
+    .min(1)
+    .default(128)
+    .describe("queries that share a choice (b); also the span that boundaries are chosen in"),
+  boundaries: z
+    .enum(["cosine", "fixed"])
+    .default("cosine")
+    .describe("chunks end where the mean keys on both sides differ most, or every `chunk` tokens"),
+  chunk: z.int().min(1).default(16).describe("tokens of a chunk where boundaries are fixed"),
+  side: z.int().min(1).default(4).describe("tokens on each side of a gap that are compared (w)"),
+  apart: z.int().min(1).default(8).describe("least distance of two boundaries"),
+  most: z.int().min(0).default(8).describe("most boundaries in a span of `queries` tokens (beta)"),
+  threshold: z.number().default(0).describe("least score of a boundary (theta)"),
+  local: z.int().min(0).default(128).describe("newest keys that are always read"),
+  global: z.int().min(0).default(128).describe("first keys that are always read"),
+  instruction: z.int().min(0).default(64).describe("last tokens of the prompt, which read everything"),
+  ...denseLayers(0),
+});
+type Parameters = z.output<typeof parameters>;
+
+/**
+ * DHSA, without the trained predictor: keys are cut into chunks of unlike lengths, a block of queries scores the chunks by
+ * their length-normalised means, and reads the tokens of the best. One choice for all heads.
+ */
+export const dhsa = method({
+  name: "dhsa",
+  family: "prefill",
+  does: "Cuts keys into chunks of unlike lengths and lets each block of queries read the best chunks.",
+  paper: {
+    title: "Long-Context Modeling with Dynamic Hierarchical Sparse Attention for On-Device LLMs",
+    venue: "NeurIPS 2025 workshop",
+    url: "https://github.com/xiongsiheng/DHSA",
+  },
+  cost: "boundaries once a layer, one product per chunk and block of queries, then `tokens` keys a token",
+  rows: { prefill: true, lastPromptRow: true, decode: false },
+  facts: "the official code (its `legacy` folder)",
+  deviations: [
+    "boundaries come from the cosine of the mean keys on both sides of a gap, the fallback without a trained predictor, and are chosen span by span: later text does not move them",
+    "every span of `queries` keys begins with a boundary, in the place of those at 0, at the end and at the instruction",
+    "global tokens take slots of their own, so that no token fills two",
+    "all rows of a block that holds a token of the instruction read everything",
+    "decoding is dense, as the released code has it",
+  ],
+  exact: { tokens: 2 ** 30 },
+  trials: [
+    { parameters: { tokens: 24, queries: 16, local: 8, global: 4, instruction: 4, apart: 3, side: 2, most: 4 } },
+    { parameters: { share: 1 / 4, queries: 8, boundaries: "fixed", chunk: 4, local: 8, global: 2, instruction: 0 } },
+  ],
+  status: "experimental",
+  measured: "",
+  parameters,
+  hooks: ["select"],
+  create: (params) => ({
+    rowBlock: params.queries,
+    denseLayers: params.denseLayers,
+    select: (step) => (step.phase === "decode" ? [{}] : dhsaParts(step, params)),
+  }),
+});
+
+function dhsaParts(step: AttentionStep, params: Parameters): Part[] {
+  const { queries, instruction } = params;
+  const lengths = Array.from({ length: step.model.kvHeads }, (_, h) => step.view.length(h));
+  // after an eviction that differs by head no list fits all of them
+  if (lengths.some((n) => n !== lengths[0])) return [{}];
+  const { blocks, end } = rowBlocks(step, queries);
+  const ranges = rowRanges({ rows: queries, heads: 1, blocks }, (block, _head, add) => {
+    const last = end(block, 0);
+    const budget = readTokens(params, last);
+    const dense = step.firstRow + Math.min(step.rows, (block + 1) * queries) > step.totalRows - instruction;
+    if (dense || budget >= last) return add(0, last);
+    const starts = chunkStarts(step.view, params, last, step.model);
+    for (const [from, to] of bestTokens(chunkScores(step, block, queries, starts, last), starts, last, budget, params))
+      add(from, to);
+  });
+  return [{ blocks: ranges }];
+}
+
+/** Keys of all KV heads side by side, [n, Hkv * D]: boundaries are sought in them. */
+const wideKeys = perView((view, kvHeads) => {
+  const heads = Array.from({ length: kvHeads }, (_, h) => headKeys(view, h));
+  const n = Math.min(...Array.from({ length: kvHeads }, (_, h) => view.length(h)));
+  const dim = heads[0].length / Math.max(1, view.length(0));
+  const wide = new Float32Array(n * kvHeads * dim);
+  for (let t = 0; t < n; t++)
+    for (let h = 0; h < kvHeads; h++) wide.set(heads[h].subarray(t * dim, (t + 1) * dim), (t * kvHeads + h) * dim);
+  return wide;
+});
+
+/** Starts of the complete spans' chunks, kept while the keys are: later blocks of queries see the same ones. */
+const spanStarts = perView((_view, _head) => new Map<string, number[]>());
+
+/** Where chunks of entries [0, last) begin; the last one ends at `last`. */
+function chunkStarts(
+  view: KeyView,
+  params: Parameters,
+  last: number,
+  model: { readonly kvHeads: number; readonly headDim: number },
+): number[] {
+  const { queries: span, boundaries, chunk, side, apart, most, threshold } = params;
+  const known = spanStarts(view, 0);
+  const settings = [span, boundaries, chunk, side, apart, most, threshold].join();
+  const starts: number[] = [];
+  for (let from = 0; from < last; from += span) {
+    const to = Math.min(from + span, last);
+    // a span that the rows have not reached the end of is cut anew for the next block of them
+    const key = to === from + span ? `${settings}|${from}` : "";
+    let own = known.get(key);
+    if (!own || key === "") {
+      if (boundaries === "fixed") own = Array.from({ length: Math.ceil((to - from) / chunk) }, (_, i) => i * chunk);
+      else {
+        const width = model.kvHeads * model.headDim;
+        const scores = boundaryScores(wideKeys(view, model.kvHeads).subarray(from * width, to * width), width, side);
+        own = [0, ...chooseBoundaries(scores, { threshold, apart, most })];
+      }
+      if (key !== "") known.set(key, own);
+    }
+    for (const start of own) starts.push(from + start);
+  }
+  return starts;
+}
+
+/** Sums over KV heads of the keys before each entry, as a mean over heads: [n + 1, D]. */
+const keySums = perView((view, kvHeads) => {
+  const n = Math.min(...Array.from({ length: kvHeads }, (_, h) => view.length(h)));
+  const heads = Array.from({ length: kvHeads }, (_, h) => headKeys(view, h));
+  const dim = heads[0].length / Math.max(1, view.length(0));
+  const sums = new Float64Array((n + 1) * dim);
+  for (let t = 0; t < n; t++)
+    for (let d = 0; d < dim; d++) {
+      let sum = 0;
+      for (const keys of heads) sum += keys[t * dim + d];
+      sums[(t + 1) * dim + d] = sums[t * dim + d] + sum / kvHeads;
+    }
+  return sums;
+});
+
+/**
+ * Score of each chunk for a block of queries: the product of the two means over heads and tokens, each times the square
+ * root of its number of tokens, so that long chunks win over short ones with the same keys.
+ */
+function chunkScores(
+  step: AttentionStep,
+  block: number,
+  queries: number,
+  starts: readonly number[],
+  last: number,
+): Float32Array {
+  const { heads, kvHeads, headDim } = step.model;
+  const sums = keySums(step.view, kvHeads);
+  const first = block * queries;
+  const rows = Math.min(queries, step.rows - first);
+  const query = new Float64Array(headDim); // mean * sqrt(rows)
+  for (let i = first * heads * headDim; i < (first + rows) * heads * headDim; i++)
+    query[i % headDim] += step.q[i] / (heads * Math.sqrt(rows));
+  return Float32Array.from(starts, (start, c) => {
+    const end = starts[c + 1] ?? last;
+    let dot = 0;
+    for (let d = 0; d < headDim; d++) dot += query[d] * (sums[end * headDim + d] - sums[start * headDim + d]);
+    return dot / Math.sqrt(end - start);
+  });
+}
+
+/**
+ * Ranges of the `budget` tokens to read of [0, last), ascending: the newest `local`, the first `global`, then the tokens of
+ * the best chunks, the last of which may be cut.
+ */
+export function bestTokens(
+  scores: Float32Array,
+  starts: readonly number[],
+  last: number,
+  budget: number,
+  { local, global }: Pick<Parameters, "local" | "global">,
+): [number, number][] {
+  const newest = Math.max(0, last - Math.min(local, budget));
+  const oldest = Math.min(global, Math.max(0, budget - (last - newest)), newest);
+  const chosen: [number, number][] = [
+    [0, oldest],
+    [newest, last],
+  ];
+  let left = budget - oldest - (last - newest);
+  const order = Array.from(starts, (_, i) => i).sort((a, b) => scores[b] - scores[a] || a - b);
+  for (const c of order) {
+    if (left <= 0) break;
+    const from = Math.max(oldest, starts[c]);
+    const to = Math.min(newest, starts[c + 1] ?? last, from + left);
+    if (to <= from) continue;
+    chosen.push([from, to]);
+    left -= to - from;
+  }
+  return chosen.filter(([a, b]) => a < b).sort(([a], [b]) => a - b);
+}
