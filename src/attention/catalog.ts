@@ -1,6 +1,8 @@
 import type { AttachedMethod } from "../engine/hooks.js";
 import { FoveaError } from "../error.js";
 import { compresskv } from "./compression/compresskv.js";
+import { attnrank } from "./context/attnrank.js";
+import { gemfilter } from "./context/gemfilter.js";
 import { h2o } from "./eviction/h2o.js";
 import { snapkv } from "./eviction/snapkv.js";
 import { full } from "./full.js";
@@ -42,6 +44,8 @@ const METHODS: readonly AnyMethod[] = [
   selfExtend,
   entropyAbf,
   harpe,
+  gemfilter,
+  attnrank,
   magicpig,
   moba,
   hip,

@@ -111,8 +111,9 @@ async function promptLogits(
   pieceRows?: number,
 ): Promise<Float32Array> {
   const { vocab } = engine.shape;
-  const out = new Float32Array(ids.length * vocab);
-  await engine.prefill(sequence, ids, {
+  const prompt = await engine.prompt(sequence, ids);
+  const out = new Float32Array(prompt.length * vocab);
+  await engine.prefill(sequence, prompt, {
     wanted: "all",
     onLogits: (first, rows, data) => out.set(data.subarray(0, rows * vocab), first * vocab),
     ...(pieceRows && { pieceRows }),
@@ -209,7 +210,7 @@ function withPrompt<T>(
   use: (sequence: Sequence) => Promise<T>,
 ): Promise<T> {
   return withSequence(engine, method, async (sequence) => {
-    await engine.prefill(sequence, prompt, { wanted: "last" });
+    await engine.prefill(sequence, await engine.prompt(sequence, prompt), { wanted: "last" });
     return use(sequence);
   });
 }

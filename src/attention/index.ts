@@ -9,6 +9,10 @@ export {
   semanticRetrievalHeads,
   semanticRetrievalScore,
 } from "./compression/compresskv-calibration.js";
+export { attentionOrder, attnrank } from "./context/attnrank.js";
+export type { BasinPrompt, ItemAttention, ItemAttentionOptions } from "./context/basin.js";
+export { basinDepth, basinProfile, itemAttention, itemShares } from "./context/basin.js";
+export { gemfilter } from "./context/gemfilter.js";
 export { h2o } from "./eviction/h2o.js";
 export { snapkv } from "./eviction/snapkv.js";
 export { full } from "./full.js";

@@ -17,7 +17,16 @@ import { CachePool } from "./cache.js";
 import { type Composed, compose, type MethodHooks } from "./compose.js";
 import { Embedding } from "./embedding.js";
 import { FusedAttention } from "./fused-attention.js";
-import type { AttachedMethod, ModelShape, Phase, RotaryPlan, TapStep } from "./hooks.js";
+import type {
+  AttachedMethod,
+  ModelShape,
+  Phase,
+  Probed,
+  ProbeOptions,
+  RetainStep,
+  RotaryPlan,
+  TapStep,
+} from "./hooks.js";
 import { MechanismRunner, ModelMechanism } from "./mechanism.js";
 import { RotaryTable } from "./rotary.js";
 import { Segments, type Stop } from "./segments.js";
@@ -263,15 +272,34 @@ export class Engine {
     };
   }
 
+  /** The ids that a new sequence's prompt becomes under its methods' context hooks, in the order of the methods. */
+  async prompt(sequence: Sequence, ids: readonly number[]): Promise<readonly number[]> {
+    const { states, memory } = sequence;
+    let prompt = ids;
+    for (const { index, hooks } of sequence.composed.context)
+      prompt =
+        (await hooks.context?.({
+          ids: prompt,
+          model: this.shape,
+          probe: (probeIds, options) => this.probe(probeIds, { ...options, ...(memory && { memory }) }),
+          get state() {
+            return states[index];
+          },
+          set state(value) {
+            states[index] = value;
+          },
+        })) ?? prompt;
+    return prompt;
+  }
+
   /**
-   * Runs token ids without methods through the first `layers` layers (default all) and gives the residual stream
-   * behind them: [T, d]. Nothing of it is kept.
+   * Runs token ids without methods through the first `layers` layers (default all): the residual stream behind them, and
+   * the last row of attention in the layers asked for. Nothing of it is kept.
    */
-  async probe(
-    ids: readonly number[],
-    options: { layers?: number; memory?: Memory } = {},
-  ): Promise<{ residual: Float32Array }> {
-    const layers = options.layers ?? this.config.layers;
+  async probe(ids: readonly number[], options: ProbeOptions & { memory?: Memory } = {}): Promise<Probed> {
+    const { layers = this.config.layers, lastRow = [] } = options;
+    const rows = new Map<number, Probed["lastRow"][number]>();
+    const ran = Math.min(this.config.layers, Math.max(layers + 1, ...lastRow.map((l) => l + 1)));
     let residual: Float32Array = new Float32Array(0);
     const sequence = this.sequence(
       this.compose([
@@ -286,12 +314,13 @@ export class Engine {
             },
           },
         },
+        ...(lastRow.length > 0 ? [lastRowReader(lastRow, rows)] : []),
       ]),
       options.memory,
     );
     try {
-      await this.prefill(sequence, ids, { wanted: "none", layers: Math.min(layers + 1, this.config.layers) });
-      return { residual };
+      await this.prefill(sequence, ids, { wanted: "none", layers: ran });
+      return { residual, lastRow: lastRow.map((l) => rows.get(l) as Probed["lastRow"][number]) };
     } finally {
       sequence.close();
     }
@@ -704,6 +733,40 @@ export class Engine {
         },
       });
   }
+}
+
+/** Reads the last row of attention in some layers, where the rows have attended: prompts run as without it. */
+function lastRowReader(layers: readonly number[], into: Map<number, Probed["lastRow"][number]>): AttachedMethod {
+  return {
+    name: "last row",
+    spec: "",
+    hooks: {
+      layers,
+      async retain(step) {
+        if (step.when !== "after" || step.firstRow + step.rows < step.totalRows) return;
+        into.set(step.layer, { products: lastProducts(step), weights: await step.weights(1) });
+      },
+    },
+  };
+}
+
+/** q.k of the step's last row: [Hq, S]. */
+function lastProducts({ q, queryRows, view, model }: RetainStep): Float32Array {
+  const { heads, kvHeads, headDim } = model;
+  const keys = view.length(0);
+  const products = new Float32Array(heads * keys);
+  for (let kv = 0; kv < kvHeads; kv++) {
+    const k = view.keys(kv);
+    for (let h = (kv * heads) / kvHeads; h < ((kv + 1) * heads) / kvHeads; h++) {
+      const row = q.subarray(((queryRows - 1) * heads + h) * headDim);
+      for (let i = 0, at = 0; i < keys; i++) {
+        let dot = 0;
+        for (let d = 0; d < headDim; d++, at++) dot += row[d] * k[at];
+        products[h * keys + i] = dot;
+      }
+    }
+  }
+  return products;
 }
 
 type TapHook = "embeddings" | "attnOut" | "mlp" | "mlpOut" | "residual";

@@ -285,8 +285,27 @@ export interface ContextStep<State = unknown> {
   readonly ids: readonly number[];
   readonly model: ModelShape;
   state: State;
-  /** The residual stream behind the first `layers` layers (default all) of a run without methods: [T, d]. */
-  probe(ids: readonly number[], options: { layers?: number }): Promise<{ residual: Float32Array }>;
+  /** A run without methods, of which nothing is kept. */
+  probe(ids: readonly number[], options?: ProbeOptions): Promise<Probed>;
+}
+
+export interface ProbeOptions {
+  /** Layers that run. Default all. */
+  readonly layers?: number;
+  /** Layers whose last row of attention is wanted; layer `layers` itself may be among them at no more cost. */
+  readonly lastRow?: readonly number[];
+}
+
+export interface Probed {
+  /** The residual stream behind the first `layers` layers: [T, d]. */
+  readonly residual: Float32Array;
+  /** For each layer of `lastRow`, in that order. */
+  readonly lastRow: readonly {
+    /** Dot products of the last row's rotated queries with their heads' keys, without scale or cap: [Hq, S]. */
+    readonly products: Float32Array;
+    /** Attention weights of the last row: [Hq, S]. */
+    readonly weights: Float32Array;
+  }[];
 }
 
 /** An observer of attention rows: weights [Hq, T, S] of one layer's block, exact, valid during the call only. */

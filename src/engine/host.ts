@@ -397,7 +397,6 @@ export class Host {
     return { reading, ids: [...sequence.ids], bytes: sequence.bytes, peakBytes };
   }
 
-  /** A new sequence, or a fork of a reading, and the ids that it goes on with after the methods' context hooks. */
   /** A reading's sequence going its own way, with an observer behind its methods. */
   async #observed(reading: number, observer: AttachedMethod): Promise<Sequence> {
     const held = this.#reading(reading);
@@ -406,6 +405,7 @@ export class Host {
     return held.sequence.fork(this.#engine.shape, composed);
   }
 
+  /** A new sequence, or a fork of a reading, and the ids that it goes on with after the methods' context hooks. */
   async #begin(
     ids: readonly number[],
     reading: number | undefined,
@@ -423,22 +423,12 @@ export class Host {
     }
     const composed = await this.#compose(methods);
     const sequence = this.#engine.sequence(composed, memory);
-    let prompt = ids;
-    const { states } = sequence;
-    for (const { index, hooks } of composed.context)
-      prompt =
-        (await hooks.context?.({
-          ids: prompt,
-          model: this.#engine.shape,
-          probe: (probeIds, options) => this.#engine.probe(probeIds, { ...options, memory }),
-          get state() {
-            return states[index];
-          },
-          set state(value) {
-            states[index] = value;
-          },
-        })) ?? prompt;
-    return { sequence, prompt };
+    try {
+      return { sequence, prompt: await this.#engine.prompt(sequence, ids) };
+    } catch (error) {
+      sequence.close();
+      throw error;
+    }
   }
 
   async #generate(
