@@ -12,9 +12,11 @@ export {
   stateBytes,
 } from "./compare.js";
 export { generated, type PackingOptions, permutation, type TokenDocument, texts } from "./data.js";
+export { type GateOptions, type Gates, optimiseGates } from "./duoattention.js";
 export { attentionDistillationLoss, klLoss, type Loss, type LossInputs, nextTokenLoss } from "./losses.js";
 export { type Metric, readMetrics } from "./metrics.js";
 export { adamW, type DecayRule, decayMatrices, muon, type Optimizer, orthogonal, sgd } from "./optimizer.js";
+export { type PasskeyOptions, passkeys } from "./passkeys.js";
 export { type Recipe, readRecipe, recipeSchema } from "./recipe.js";
 export { constantSchedule, cosineSchedule, type Schedule, type ScheduleOptions, wsdSchedule } from "./schedule.js";
 export { type StepResult, TrainingStep } from "./step.js";
