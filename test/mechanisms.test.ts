@@ -148,7 +148,7 @@ describe.each(Object.entries(USES))("%s", (name, use) => {
       await engine.decode([{ sequence, id: 3 }]);
       expect(sequence.bytes).toBe(bytes);
       expect(engine.cacheBytesPerToken).toBe(0);
-      const floats = config.layers * config.heads * config.headDim * config.headDim;
+      const floats = config.layers * config.kvHeads * config.headDim * config.headDim;
       if (name === "delta") expect(bytes).toBe(4 * floats);
     }
     sequence.close();
@@ -265,7 +265,7 @@ it.each(["key decay", "value decay", "delta with parts", "gated delta"])(
 
 describe("in other families", () => {
   it.each(["gemma3", "gpt2"] as const)("%s: windows, learned positions, grouped heads", async (family) => {
-    for (const use of [softmaxAttention(), squared(), gatedDeltaRule(), counting(), crossAttention(), crossState()]) {
+    for (const use of Object.values(USES)) {
       const config = configOf(use, family);
       const ids = someIds(30, config.vocab, 9);
       const engine = await engineFor(checkpointOf(config));

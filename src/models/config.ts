@@ -161,8 +161,9 @@ function parseMechanism(f: Fields): MechanismUse | undefined {
 }
 
 /** A config's mechanism, bound to its sizes; undefined where it has none. */
-export function boundMechanism({ mechanism, width, heads, headDim }: ModelConfig): BoundMechanism | undefined {
-  return mechanism && new BoundMechanism(mechanism, { width, heads, headDim });
+export function boundMechanism(config: ModelConfig): BoundMechanism | undefined {
+  const { mechanism, width, heads, kvHeads, headDim } = config;
+  return mechanism && new BoundMechanism(mechanism, { width, heads, kvHeads, headDim });
 }
 
 function inside(token: number | undefined, vocab: number): number | undefined {

@@ -7,6 +7,8 @@ export interface MechanismShape {
   readonly width: number;
   /** Heads H; keys and values are given once for each. */
   readonly heads: number;
+  /** Key-value heads: query head h has the keys and values of head floor(h / (heads / kvHeads)). */
+  readonly kvHeads: number;
   readonly headDim: number;
 }
 

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { type MechanismInputs, type MechanismWeight, mechanism } from "../../models/index.js";
 import { type GatedState, gatedState, projectHeads, unitLength } from "./gated-state.js";
-import { convolved, type PartOptions, partParameters, partState, partWeights, readOut } from "./parts.js";
+import { convolved, groupsOf, type PartOptions, partParameters, partState, partWeights, readOut } from "./parts.js";
 
 const chunk = z.int().min(1).default(32).describe("rows of a chunk (C)");
 
@@ -15,10 +15,10 @@ export const deltaRule = mechanism({
   rotary: false,
   parameters: z.object({ chunk, ...partParameters({ convolution: 4, output: "norm" }) }),
   weights: (shape, parts): Record<string, MechanismWeight> => ({
-    beta: { shape: [shape.heads, shape.width] },
+    beta: { shape: [shape.kvHeads, shape.width] },
     ...partWeights(shape, parts),
   }),
-  state: (shape, parts) => ({ S: [shape.heads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
+  state: (shape, parts) => ({ S: [shape.kvHeads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
   forward: (inputs, parameters) => corrected(inputs, parameters),
 });
 
@@ -29,16 +29,16 @@ export const gatedDeltaRule = mechanism({
   rotary: false,
   parameters: z.object({ chunk, ...partParameters({ convolution: 4, output: "gated" }) }),
   weights: (shape, parts): Record<string, MechanismWeight> => ({
-    beta: { shape: [shape.heads, shape.width] },
-    decay: { shape: [shape.heads, shape.width] },
-    decay_bias: { shape: [shape.heads], first: -4 },
-    decay_log: { shape: [shape.heads], first: 0 },
+    beta: { shape: [shape.kvHeads, shape.width] },
+    decay: { shape: [shape.kvHeads, shape.width] },
+    decay_bias: { shape: [shape.kvHeads], first: -4 },
+    decay_log: { shape: [shape.kvHeads], first: 0 },
     ...partWeights(shape, parts),
   }),
-  state: (shape, parts) => ({ S: [shape.heads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
+  state: (shape, parts) => ({ S: [shape.kvHeads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
   forward(inputs, parameters) {
-    const { x, weights, q } = inputs;
-    const heads = q.shape[1] as number;
+    const { x, weights } = inputs;
+    const heads = groupsOf(inputs);
     const speed = weights.decay_log.exp().neg().reshape([1, heads, 1, 1]);
     const log = projectHeads(x, weights.decay, heads, weights.decay_bias).softplus().mul(speed);
     return corrected(inputs, parameters, { log, side: "scalar" });
@@ -52,7 +52,7 @@ function corrected(inputs: MechanismInputs, options: PartOptions & { chunk: numb
     q: unitLength(options.convolution > 0 ? q : q.silu()),
     k: unitLength(options.convolution > 0 ? k : k.silu()),
     v,
-    beta: projectHeads(x, weights.beta, q.shape[1] as number).sigmoid(), // [B, H, T, 1]
+    beta: projectHeads(x, weights.beta, groupsOf(inputs)).sigmoid(), // [B, H, T, 1]
     ...(gate && { gate }),
     state: state.S,
     documents,

@@ -1,7 +1,7 @@
 import { z } from "zod";
 import { type MechanismWeight, mechanism } from "../../models/index.js";
 import { gatedState, perHead, projectHeads } from "./gated-state.js";
-import { convolved, partParameters, partState, partWeights, readOut } from "./parts.js";
+import { convolved, groupsOf, partParameters, partState, partWeights, readOut } from "./parts.js";
 
 /**
  * Gated linear attention: the state decays. `fixed`: one rate per head, 1 - 2^(-5 - h) (RetNet, arXiv:2307.08621);
@@ -20,9 +20,9 @@ export const gatedLinearAttention = mechanism({
     ...partParameters({ convolution: 0, output: "gated" }),
   }),
   weights(shape, { gate, rank, ...parts }): Record<string, MechanismWeight> {
-    const { width, heads, headDim } = shape;
+    const { width, kvHeads, headDim } = shape;
     if (gate === "fixed") return partWeights(shape, parts);
-    const gates = gate === "scalar" ? heads : heads * headDim;
+    const gates = gate === "scalar" ? kvHeads : kvHeads * headDim;
     return {
       gate_down: { shape: [rank, width] },
       gate_up: { shape: [gates, rank] },
@@ -30,16 +30,16 @@ export const gatedLinearAttention = mechanism({
       ...partWeights(shape, parts),
     };
   },
-  state: (shape, parts) => ({ S: [shape.heads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
+  state: (shape, parts) => ({ S: [shape.kvHeads, shape.headDim, shape.headDim], ...partState(shape, parts) }),
   forward(inputs, parameters) {
     const { x, state, documents, weights, scale, longest } = inputs;
     const { gate, normalizer, chunk } = parameters;
     const { q, k, v, tails } = convolved(inputs, parameters);
-    const heads = q.shape[1] as number;
+    const heads = groupsOf(inputs);
     const logits = () => projectHeads(x.linear(weights.gate_down), weights.gate_up, heads, weights.gate_bias);
     const log =
       gate === "fixed"
-        ? q
+        ? k
             .slice({ axis: 3, start: 0, end: 1 })
             .mul(0)
             .add(perHead(Array.from({ length: heads }, (_, h) => Math.log(1 - 2 ** (-5 - h)))))

@@ -44,12 +44,12 @@ function graphOf(
   kind: Kind,
   sizes: Sizes,
   chunk: number,
-  options: { T?: string; longest?: number; block?: number } = {},
+  options: { T?: string; longest?: number; block?: number; groups?: number } = {},
 ) {
   const { B, H, K, V } = sizes;
   const T = options.T ?? sizes.T;
   const inputs: Record<string, Tensor> = {
-    q: input("q", [B, H, T, K]),
+    q: input("q", [B, H * (options.groups ?? 1), T, K]),
     k: input("k", [B, H, T, K]),
     v: input("v", [B, H, T, V]),
     state: input("state", [B, H, K, V + (kind === "normalised" ? 1 : 0)]),
@@ -129,6 +129,20 @@ function near(a: ArrayLike<number>, b: ArrayLike<number>, tolerance = 2e-5): voi
   expect(worst / scale).toBeLessThan(tolerance);
 }
 
+/** x [B, H, ...] with each head twice. */
+function doubled({ data, dims }: Numbers[string]): Numbers[string] {
+  const [B, H, ...tail] = dims;
+  const size = tail.reduce((a, b) => a * b, 1);
+  const twice = Array.from({ length: B * H }, (_, i) => [...data.slice(i * size, (i + 1) * size)]);
+  return {
+    data: Float32Array.from(
+      twice.flatMap((head) => [...head, ...head]),
+      Number,
+    ),
+    dims: [B, 2 * H, ...tail],
+  };
+}
+
 const SIZES: Sizes = { B: 2, H: 2, T: 23, K: 5, V: 6 };
 
 describe.each(KINDS)("%s", (kind) => {
@@ -139,6 +153,16 @@ describe.each(KINDS)("%s", (kind) => {
     const { out, state } = await evaluate(kind, SIZES, chunk, feeds);
     near(out, oracle.out);
     near(state, oracle.state);
+  });
+
+  it("gives query heads of a group the one state that each would have", async () => {
+    const { q } = numbers(kind, { ...SIZES, H: 4 });
+    const shared = await evaluate(kind, SIZES, 7, { ...feeds, q }, { groups: 2 });
+    const each = Object.fromEntries(Object.entries(feeds).map(([name, value]) => [name, doubled(value)]));
+    const apart = await evaluate(kind, { ...SIZES, H: 4 }, 7, { ...each, q });
+    near(shared.out, apart.out, 1e-6);
+    const { data } = doubled({ data: shared.state, dims: [SIZES.B, SIZES.H, shared.state.length / 4] });
+    near(data as Float32Array, apart.state, 1e-6);
   });
 
   it("over a number of rows that is not known is the recurrence", async () => {

@@ -12,7 +12,7 @@ import { concat, constant, type Dim, type Tensor } from "../../graph/index.js";
  * delta arXiv:2412.06464.)
  */
 export interface GatedState {
-  /** [B, H, T, K], scaled. */
+  /** [B, H, T, K], scaled. Or G heads for each of k's H: those of a group read one state, [B, H * G, T, K]. */
   readonly q: Tensor;
   /** [B, H, T, K] */
   readonly k: Tensor;
@@ -32,7 +32,7 @@ export interface GatedState {
   readonly longest?: number;
 }
 
-/** Outputs [B, H, T, V] and the state after the last row [B, H, K, V]. */
+/** Outputs of q's heads [B, H, T, V] and the state after the last row [B, H, K, V]. */
 export interface GatedResult {
   readonly out: Tensor;
   readonly state: Tensor;
@@ -43,6 +43,7 @@ export function gatedState(inputs: GatedState): GatedResult {
   const { q, k, v, gate, beta, documents, chunk, longest = chunk } = inputs;
   if (beta && gate && gate.side !== "scalar")
     throw new FoveaError("bad-input", "a delta write goes with one decay per head, not with one per channel");
+  if (q.shape[1] !== k.shape[1]) return sharedState(inputs);
   const T = q.shape[2];
   if (typeof T !== "number" || T <= chunk) return oneChunk({ ...inputs, chunk: typeof T === "number" ? T : longest });
   let { state } = inputs;
@@ -70,6 +71,41 @@ export function gatedState(inputs: GatedState): GatedResult {
     last = here?.slice({ axis: 1, start: -1 });
   }
   return { out: concat(outs, 2), state };
+}
+
+/**
+ * Query heads of a group read one state: what is theirs in common is repeated for each, and of the states that come out,
+ * which are the same within a group, one is kept.
+ */
+function sharedState({ q, k, v, gate, beta, state, ...rest }: GatedState): GatedResult {
+  const [heads, groups] = [q.shape[1] as number, k.shape[1] as number];
+  const each = (x: Tensor): Tensor => perQueryHead(x, heads);
+  const result = gatedState({
+    ...{ q, k: each(k), v: each(v), state: each(state), ...rest },
+    ...(gate && { gate: { log: each(gate.log), side: gate.side } }),
+    ...(beta && { beta: each(beta) }),
+  });
+  return { out: result.out, state: oncePerGroup(result.state, groups) };
+}
+
+/** x [B, Hkv, ...] with each head repeated for the query heads of its group: [B, H, ...]. */
+export function perQueryHead(x: Tensor, heads: number): Tensor {
+  const [B, groups, ...tail] = x.shape;
+  if (groups === heads) return x;
+  return x
+    .unsqueeze(2)
+    .expand([B, groups, heads / (groups as number), ...tail])
+    .reshape([B, heads, ...tail]);
+}
+
+/** x [B, H, ...] with the first head of each group: [B, Hkv, ...]. */
+export function oncePerGroup(x: Tensor, groups: number): Tensor {
+  const [B, heads, ...tail] = x.shape;
+  if (groups === heads) return x;
+  return x
+    .reshape([B, groups, (heads as number) / groups, ...tail])
+    .slice({ axis: 2, start: 0, end: 1 })
+    .squeeze(2);
 }
 
 /** One chunk. `before`: the document that the state belongs to [B, 1]; without it that of the first row. */

@@ -19,7 +19,7 @@ export const linearAttention = mechanism({
   }),
   weights: (shape, parts): Record<string, MechanismWeight> => partWeights(shape, parts),
   state: (shape, parameters) => ({
-    S: [shape.heads, shape.headDim, shape.headDim + (parameters.normaliser ? 1 : 0)],
+    S: [shape.kvHeads, shape.headDim, shape.headDim + (parameters.normaliser ? 1 : 0)],
     ...partState(shape, parameters),
   }),
   forward(inputs, parameters) {

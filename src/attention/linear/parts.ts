@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { concat, type Tensor } from "../../graph/index.js";
 import type { MechanismInputs, MechanismShape, MechanismWeight } from "../../models/index.js";
+import { oncePerGroup } from "./gated-state.js";
 
 /** What surrounds the state: a short convolution before it, a norm and a gate behind it. */
 export interface PartOptions {
@@ -26,36 +27,47 @@ export function partParameters({ convolution, output }: PartOptions) {
 const STREAMS = ["q", "k", "v"] as const;
 
 export function partWeights(
-  { width, heads, headDim }: MechanismShape,
+  { width, heads, kvHeads, headDim }: MechanismShape,
   { convolution, output }: PartOptions,
 ): Record<string, MechanismWeight> {
   const weights: Record<string, MechanismWeight> = {};
   if (convolution > 0)
-    for (const name of STREAMS)
-      weights[`conv_${name}`] = { shape: [convolution, heads * headDim], first: 1 / convolution };
+    for (const name of STREAMS) {
+      const channels = (name === "q" ? heads : kvHeads) * headDim;
+      weights[`conv_${name}`] = { shape: [convolution, channels], first: 1 / convolution };
+    }
   if (output !== "plain") weights.norm = { shape: [headDim], first: 1 };
   if (output === "gated") weights.output_gate = { shape: [heads * headDim, width] };
   return weights;
 }
 
 /** The convolution's state: what it saw of q, k and v last. */
-export function partState({ heads, headDim }: MechanismShape, { convolution }: PartOptions): Record<string, number[]> {
+export function partState(
+  { heads, kvHeads, headDim }: MechanismShape,
+  { convolution }: PartOptions,
+): Record<string, number[]> {
   if (convolution < 2) return {};
-  return Object.fromEntries(STREAMS.map((name) => [`last_${name}`, [heads, convolution - 1, headDim]]));
+  const of = (name: string): number[] => [name === "q" ? heads : kvHeads, convolution - 1, headDim];
+  return Object.fromEntries(STREAMS.map((name) => [`last_${name}`, of(name)]));
 }
 
-/** q, k and v [B, H, T, D] after the convolution and silu, and its next state; as they are without a convolution. */
+/**
+ * q [B, H, T, D], k and v [B, Hkv, T, D] after the convolution and silu, and its next state; as they are without a
+ * convolution.
+ */
 export function convolved(
   inputs: MechanismInputs,
   { convolution }: PartOptions,
 ): Record<"q" | "k" | "v", Tensor> & { readonly tails: Record<string, Tensor> } {
-  const { q, k, v, documents } = inputs;
+  const { documents } = inputs;
+  const kvHeads = groupsOf(inputs);
+  const given = { q: inputs.q, k: oncePerGroup(inputs.k, kvHeads), v: oncePerGroup(inputs.v, kvHeads) };
   const tails: Record<string, Tensor> = {};
-  if (convolution === 0) return { q, k, v, tails };
+  if (convolution === 0) return { ...given, tails };
   const before = convolution - 1;
   const own = documents && before > 0 ? sameAsBefore(documents, before) : undefined;
   const made = (name: "q" | "k" | "v"): Tensor => {
-    const x = inputs[name];
+    const x = given[name];
     const weight = inputs.weights[`conv_${name}`];
     const joined = before > 0 ? concat([inputs.state[`last_${name}`], x], 2) : x;
     if (before > 0) tails[`last_${name}`] = joined.slice({ axis: 2, start: -before });
@@ -71,6 +83,11 @@ export function convolved(
     return (sum as Tensor).silu();
   };
   return { q: made("q"), k: made("k"), v: made("v"), tails };
+}
+
+/** Key-value heads: those of the state S [B, Hkv, K, V]. */
+export function groupsOf({ state }: MechanismInputs): number {
+  return state.S.shape[1] as number;
 }
 
 /** 1 where the row so many rows before is of the same document [B, 1, T, 1]; before the first row there is nothing. */
