@@ -19,8 +19,11 @@ import { moba } from "./prefill/moba.js";
 import { sale } from "./prefill/sale.js";
 import { starAttention } from "./prefill/star-attention.js";
 import { randomPages } from "./random-pages.js";
+import { lessismore } from "./selection/lessismore.js";
 import { magicpig } from "./selection/magicpig.js";
+import { quest } from "./selection/quest.js";
 import { sparq } from "./selection/sparq.js";
+import { tidaldecode } from "./selection/tidaldecode.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
 import { didYouMean, parseMethods } from "./string.js";
@@ -39,6 +42,9 @@ const METHODS: readonly AnyMethod[] = [
   duoattention,
   knockOut,
   pasta,
+  quest,
+  tidaldecode,
+  lessismore,
   sparq,
   ropeScaling,
   selfExtend,

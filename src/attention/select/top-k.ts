@@ -51,8 +51,8 @@ export function headLengths(view: KeyView, kvHeads: number): number[] {
 }
 
 /** Exact logits of a decode step's row over all keys: [Hq, S], -Infinity where a head has fewer. */
-export async function exactScores(step: AttentionStep): Promise<HeadScores> {
-  const data = await step.score();
+export async function exactScores(step: AttentionStep, query?: Float32Array): Promise<HeadScores> {
+  const data = await step.score(query ? { query } : {});
   const { heads } = step.model;
   return { data, heads, keys: data.length / heads };
 }
