@@ -21,6 +21,7 @@ import { starAttention } from "./prefill/star-attention.js";
 import { randomPages } from "./random-pages.js";
 import { lessismore } from "./selection/lessismore.js";
 import { magicpig } from "./selection/magicpig.js";
+import { qada } from "./selection/qada.js";
 import { quest } from "./selection/quest.js";
 import { sparq } from "./selection/sparq.js";
 import { tidaldecode } from "./selection/tidaldecode.js";
@@ -58,6 +59,7 @@ const METHODS: readonly AnyMethod[] = [
   starAttention,
   sale,
   dhsa,
+  qada,
 ];
 
 /** The methods by name, in the order of the list. */

@@ -83,6 +83,7 @@ export { starAttention } from "./prefill/star-attention.js";
 export { randomPages } from "./random-pages.js";
 export { lessismore } from "./selection/lessismore.js";
 export { magicpig } from "./selection/magicpig.js";
+export { qada } from "./selection/qada.js";
 export { quest } from "./selection/quest.js";
 export { sparq } from "./selection/sparq.js";
 export { tidaldecode } from "./selection/tidaldecode.js";
