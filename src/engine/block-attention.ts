@@ -206,15 +206,11 @@ function blockGraph(kind: Kind, shape: AttentionShape, { layout, positions, ever
   if (kind === "logits") return { inputs, outputs: { logits: logits.reshape([heads, "T", "S"]) } };
   const v = headMajor("v", valueDim);
   inputs.v = v.node;
-  const max = logits.max(-1, { keep: true });
-  const weights = logits.sub(max).exp();
-  const total = weights.sum(-1, { keep: true }); // [Hkv, G, T, 1]
-  const perHead = total.reshape([heads, "T", 1]).transpose(1, 0, 2); // [T, Hq, 1]
+  const pattern = logits.softmax(-1);
+  // the largest weight is exp(largest logit - lse): no pass over the logits for the sum alone
+  const lse = logits.max(-1).sub(pattern.max(-1).log()); // [Hkv, G, T]
   return {
     inputs,
-    outputs: {
-      out: weighted(weights, v.perHead).div(perHead),
-      lse: max.add(total.log()).reshape([heads, "T"]).transpose(1, 0),
-    },
+    outputs: { out: weighted(pattern, v.perHead), lse: lse.reshape([heads, "T"]).transpose(1, 0) },
   };
 }

@@ -7,8 +7,8 @@ import { SegmentCache } from "./segment-cache.js";
 
 /** Rows that share lists: from so many on their keys are gathered; below, rows are gathered for each range of keys. */
 const GATHER_ROWS = 16;
-/** Pairs of a row and a head that attend to a range of keys at a time, per key: 48 MiB of logits. */
-const PAIRS = 12 << 20;
+/** Logits that pairs of a row and a head have at a time: so few that they stay in the processor's cache. */
+const PAIR_LOGITS = 1 << 18;
 const MASKED = -1e30;
 const MASKED_BELOW = -1e29;
 
@@ -169,7 +169,7 @@ export class GatheredAttention {
           keys,
           layout: "tokens",
         });
-        const size = Math.max(1, Math.floor(PAIRS / keys));
+        const size = Math.max(1, Math.floor(PAIR_LOGITS / keys));
         for (let from = 0; from < pairs.length; from += size) {
           const some = pairs.slice(from, from + size);
           const q = new Float32Array(some.length * keyDim);
@@ -344,12 +344,11 @@ function gatherGraph(shape: AttentionShape, { lists, seen, partial, withSums }: 
   const all = logits.length > 1 ? concat(logits, -1) : logits[0]; // [H, G*T, P]
   const values = inputs.v.gather(indices.length > 1 ? concat(indices, -1) : indices[0]); // [H, P, Dv]
   const byRow = (x: Tensor, dim: number) => x.reshape([heads, "T", dim]).transpose(1, 0, 2); // [T, Hq, dim]
-  if (!withSums) return { inputs, outputs: { out: byRow(all.softmax(-1).matmul(values), valueDim) } };
-  const max = all.max(-1, { keep: true });
-  const weights = all.sub(max).exp();
-  const total = weights.sum(-1, { keep: true }); // [H, G*T, 1]
-  const out = byRow(weights.matmul(values).div(total), valueDim);
-  return { inputs, outputs: { out, lse: byRow(max.add(total.log()), 1) } };
+  const pattern = all.softmax(-1);
+  const out = byRow(pattern.matmul(values), valueDim);
+  // the largest weight is exp(largest logit - lse)
+  const lse = () => byRow(all.max(-1, { keep: true }).sub(pattern.max(-1, { keep: true }).log()), 1);
+  return { inputs, outputs: withSums ? { out, lse: lse() } : { out } };
 }
 
 interface ProductForm {
