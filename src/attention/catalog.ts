@@ -9,6 +9,7 @@ import { full } from "./full.js";
 import { knockOut } from "./heads/knock-out.js";
 import { type Card, cardOf, type MethodFactory } from "./method.js";
 import { duoattention } from "./policies/duoattention.js";
+import { attentionBuckets } from "./positions/attention-buckets.js";
 import { entropyAbf } from "./positions/entropy-abf.js";
 import { harpe } from "./positions/harpe.js";
 import { ropeScaling } from "./positions/rope-scaling.js";
@@ -51,6 +52,7 @@ const METHODS: readonly AnyMethod[] = [
   selfExtend,
   entropyAbf,
   harpe,
+  attentionBuckets,
   gemfilter,
   attnrank,
   magicpig,

@@ -67,7 +67,8 @@ export async function conformance(
     const { moved, left } = await abort(engine, attached, ids);
     note("an abort changes nothing", spec, moved, 0);
     // page tables may stay at the size that they grew to; a page of one head is more than this
-    note("an abort gives back pages", spec, left, engine.shape.layers * engine.shape.kvHeads * 128);
+    const heads = engine.shape.layers * engine.shape.kvHeads * (attached.hooks.streams?.count ?? 1);
+    note("an abort gives back pages", spec, left, heads * 128);
     note("closing returns every page", spec, engine.pool.bytesUsed - before, 0);
   }
   return results;

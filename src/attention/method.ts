@@ -80,7 +80,7 @@ export interface ScopeInput {
 
 type HookFunctions<State> = Omit<
   Hooks<State>,
-  "layers" | "replacesPattern" | "beyondContext" | "rowBlock" | "denseLayers"
+  "layers" | "replacesPattern" | "beyondContext" | "rowBlock" | "denseLayers" | "streams"
 >;
 type WithParameters<F, P> = F extends (...args: infer A) => infer R ? (...args: [...A, params: P]) => R : never;
 /** The hooks of a definition: those of the engine with the method's parameters as one more argument. */

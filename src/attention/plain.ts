@@ -103,7 +103,7 @@ export class PlainLayer {
     for (const m of hooks.activations) m.hooks.activations?.(this.#bind({ ...base, q, k, v }, m));
     const unrotated = q.slice();
     const placed = hooks.position?.hooks.position?.(
-      this.#bind({ ...base, plan: this.#plan, length: this.length }, hooks.position),
+      this.#bind({ ...base, plan: this.#plan, length: this.length, stream: 0 }, hooks.position),
     );
     const plan = placed?.plan ?? this.#plan;
     const turnQueries = (x: Float32Array, at: ArrayLike<number>, of: Int32Array) => {

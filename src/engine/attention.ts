@@ -34,6 +34,8 @@ export interface AttentionSequence {
   carried: (CarriedState | undefined)[];
   /** What the model's mechanism reads beside the text. */
   readonly memory?: Memory | undefined;
+  /** Which of some parallel streams it is. */
+  readonly stream: number;
 }
 
 /** Rows on their way through a layer: unrotated projections and absolute positions. q is rotated in place. */
@@ -126,7 +128,8 @@ export class AttentionRunner {
    */
   async run(layer: number, sequence: AttentionSequence, input: LayerRows, out: Float32Array, from = 0): Promise<void> {
     const shape = this.#shapes[layer];
-    const hooks = sequence.composed.layer(layer);
+    const all = sequence.composed.layer(layer);
+    const hooks = sequence.stream > 0 && all.observe.length > 0 ? { ...all, observe: NO_METHODS } : all;
     const { phase, rows, positions, q, k, v } = input;
     const cache = sequence.cache.layer(layer);
     const { firstRow = 0, totalRows = rows } = input;
@@ -153,7 +156,9 @@ export class AttentionRunner {
     let near: Near | undefined;
     if (hooks.position) {
       const { index, hooks: h } = hooks.position;
-      const result = h.position?.(boundStep(base, { plan, length: sequence.rotaryLength }, sequence.states, index));
+      const result = h.position?.(
+        boundStep(base, { plan, length: sequence.rotaryLength, stream: sequence.stream }, sequence.states, index),
+      );
       if (result) {
         near = result.near;
         custom = result.plan !== undefined && result.plan !== plan;
@@ -556,3 +561,4 @@ class Scratch {
 }
 
 const NO_QUERIES = new Float32Array(0);
+const NO_METHODS: LayerHooks["observe"] = [];

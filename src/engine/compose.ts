@@ -10,6 +10,7 @@ import type {
   ModelShape,
   Part,
   Partial,
+  Streams,
 } from "./hooks.js";
 import { entriesOf, isPartial, isPerHead } from "./hooks.js";
 import { withoutBlocks } from "./row-ranges.js";
@@ -72,6 +73,8 @@ export interface Composed {
   readonly logits: readonly MethodHooks[];
   /** One of the methods, acting in every layer, lets texts grow beyond the model's context. */
   readonly beyondContext: boolean;
+  /** Parallel streams that sequences run in. */
+  readonly streams: Streams | undefined;
   /** Rows that pieces of a prompt begin at multiples of, so that blocks of rows are the same however it is cut. */
   readonly rowBlock: number;
   /** Layers 0..L-1; L holds what acts on the residual stream after the last layer. */
@@ -149,6 +152,7 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
     logits: having("logits"),
     rowBlock: commonRowBlock(all),
     beyondContext: all.some(({ hooks }) => hooks.beyondContext && !hooks.layers),
+    streams: onlyStreams(having("streams")),
     layer: (layer) => layers[layer],
   };
 }
@@ -185,6 +189,16 @@ const NOTHING: LayerHooks = {
   mlpOut: [],
   residual: [],
 };
+
+function onlyStreams(methods: readonly MethodHooks[]): Streams | undefined {
+  if (methods.length > 1)
+    throw new FoveaError(
+      "unsupported",
+      `${methods[0].name} and ${methods[1].name} cannot act together: each runs a sequence in parallel streams of its own`,
+      { hint: "drop one (hook: logits)" },
+    );
+  return methods[0]?.hooks.streams;
+}
 
 function onlyOne(methods: readonly MethodHooks[], layer: number, hook: string, does: string): MethodHooks | undefined {
   if (methods.length > 1)

@@ -46,7 +46,7 @@ export class Decoder {
       if (this.#waiting.length < this.#active) await macrotask();
       const batch = this.#waiting.splice(0, MOST);
       try {
-        const { fits, error } = this.#engine.fitting(batch.length);
+        const { fits, error } = this.#engine.fitting(batch.map((b) => b.sequence));
         for (const late of batch.splice(fits)) late.reject(error);
         if (batch.length === 0) continue;
         const logits = await this.#engine.decode(batch);

@@ -217,7 +217,10 @@ export class Engine {
     checkMemory(this.shape.mechanism, memory);
     // a copy: whoever gave it may write into it
     const own = memory && { data: memory.data.slice(), rows: memory.rows };
-    return new Sequence(this.pool.create(), composed, this.shape, own && { memory: own });
+    const others = Array.from({ length: (composed.streams?.count ?? 1) - 1 }, (_, i) => {
+      return new Sequence(this.pool.create(), composed, this.shape, { memory: own, stream: i + 1 });
+    });
+    return new Sequence(this.pool.create(), composed, this.shape, { memory: own, others });
   }
 
   /**
@@ -233,13 +236,15 @@ export class Engine {
       const total = ids.length;
       // pieces of like size: methods look at the last rows of the last one
       const { rowBlock } = sequence.composed;
-      const even = Math.ceil(total / Math.ceil(total / (options.pieceRows ?? PIECE)));
+      const most = Math.min(options.pieceRows ?? PIECE, this.#fusedRows(sequence, options.wanted));
+      const even = Math.ceil(total / Math.ceil(total / most));
       const size = Math.ceil(even / rowBlock) * rowBlock;
       for (let first = 0; first < total; first += size) {
         const piece = ids.slice(first, first + size);
         const last = first + piece.length === total;
         const wanted = options.wanted === "all" ? "all" : last ? options.wanted : "none";
-        logits = await this.#piece(sequence, piece, first, total, { ...options, wanted });
+        const run = sequence.others.length > 0 ? this.#streams : this.#piece;
+        logits = await run.call(this, sequence, piece, first, total, { ...options, wanted });
       }
       sequence.forget(mark);
       return logits;
@@ -254,16 +259,33 @@ export class Engine {
    * sequence's, valid until its next step.
    */
   decode(items: readonly { readonly sequence: Sequence; readonly id: number }[]): Promise<Float32Array[]> {
-    return this.#turns.take(() => this.#decode(items));
+    return this.#turns.take(async () => {
+      if (items.every(({ sequence }) => sequence.others.length === 0)) return this.#decode(items);
+      const streams = items.map(({ sequence, id }) => [sequence, ...sequence.others].map((s) => ({ sequence: s, id })));
+      const rows = await this.#decode(streams.flat());
+      let at = 0;
+      return streams.map((own) => {
+        const logits = rows.slice(at, (at += own.length));
+        const [{ sequence }] = own;
+        if (own.length === 1) return logits[0];
+        sequence.fused ??= new Float32Array(this.config.vocab);
+        return this.#fuse(sequence, logits, sequence.fused, sequence.length - 1, "decode");
+      });
+    });
   }
 
-  /** How many of n sequences certainly have room for one more token, and the error for the rest. */
-  fitting(n: number): { fits: number; error: FoveaError } {
+  /** How many of these sequences certainly have room for one more token, and the error for the rest. */
+  fitting(sequences: readonly Sequence[]): { fits: number; error: FoveaError } {
     const { layers, kvHeads, headDim } = this.config;
     const step = this.#own?.bound.state ? 0 : layers * kvHeads * (16 * headDim * 8 + 256);
     const free = this.pool.limitBytes - this.pool.bytesUsed;
+    let taken = 0;
+    const late = sequences.findIndex(({ others }) => {
+      taken += step * (1 + others.length);
+      return step > 0 && taken > free;
+    });
     return {
-      fits: step === 0 ? n : Math.min(n, Math.floor(free / step)),
+      fits: late < 0 ? sequences.length : late,
       error: new FoveaError(
         "out-of-memory",
         `the cache is full: ${megabytes(this.pool.bytesUsed)} of ${megabytes(this.pool.limitBytes)} are in use and a token may need ${megabytes(step)}`,
@@ -352,7 +374,7 @@ export class Engine {
       );
     const piece = Math.min(rows, PIECE);
     const work = workBytes(this.config, piece, 1);
-    const cache = Math.max(0, rows + reserve) * this.cacheBytesPerToken;
+    const cache = Math.max(0, rows + reserve) * this.cacheBytesPerToken * (1 + sequence.others.length);
     const free = this.pool.limitBytes - this.pool.bytesUsed;
     if (work + cache > free)
       throw new FoveaError(
@@ -712,7 +734,70 @@ export class Engine {
     }
   }
 
+  /** Rows of a piece whose logits of all streams are held at once. */
+  #fusedRows(sequence: Sequence, wanted: Wanted): number {
+    if (sequence.others.length === 0 || wanted !== "all") return PIECE;
+    return Math.max(1, Math.floor((4 * LOGITS_BYTES) / (4 * this.config.vocab * (1 + sequence.others.length))));
+  }
+
+  /** A piece of a prompt in every stream, one after the other, and the rows of logits made one. */
+  async #streams(
+    sequence: Sequence,
+    ids: readonly number[],
+    offset: number,
+    total: number,
+    options: PrefillOptions,
+  ): Promise<Float32Array | null> {
+    const { vocab } = this.config;
+    const streams = [sequence, ...sequence.others];
+    const start = sequence.length;
+    const phase: Phase = start === 0 ? "prompt" : ids.length === 1 ? "decode" : "extend";
+    const all = options.wanted === "all" ? streams.map(() => new Float32Array(ids.length * vocab)) : [];
+    const lasts: Float32Array[] = [];
+    for (const [i, stream] of streams.entries()) {
+      const last = await this.#piece(stream, ids, offset, total, {
+        ...options,
+        onLogits: (first, rows, data) => all[i].set(data.subarray(0, rows * vocab), (first - offset) * vocab),
+        onProgress: ({ done, ...rest }) =>
+          options.onProgress?.({
+            ...rest,
+            done: Math.round(offset + (i * ids.length + done - offset) / streams.length),
+          }),
+      });
+      if (last) lasts.push(last);
+    }
+    if (options.wanted === "none") return null;
+    if (options.wanted === "last")
+      return this.#fuse(sequence, lasts, new Float32Array(vocab), start + ids.length - 1, phase);
+    const fused = new Float32Array(ids.length * vocab);
+    const row = (data: Float32Array, r: number) => data.subarray(r * vocab, (r + 1) * vocab);
+    for (let r = 0; r < ids.length; r++) {
+      const own = all.map((data) => row(data, r));
+      this.#fuse(sequence, own, row(fused, r), start + r, phase);
+    }
+    options.onLogits?.(offset, ids.length, fused);
+    return row(fused, ids.length - 1).slice();
+  }
+
+  /** One row of logits of all streams', edited as the row of a single sequence is. */
+  #fuse(
+    sequence: Sequence,
+    logits: readonly Float32Array[],
+    into: Float32Array,
+    position: number,
+    phase: Phase,
+  ): Float32Array {
+    sequence.composed.streams?.fuse(logits, into);
+    this.#runLogitsHooks(sequence, into, position, phase);
+    return into;
+  }
+
+  /** Edits a row of logits, unless it is one of several streams': then the fused row is edited. */
   #editLogits(sequence: Sequence, logits: Float32Array, position: number, phase: Phase): void {
+    if (!sequence.composed.streams) this.#runLogitsHooks(sequence, logits, position, phase);
+  }
+
+  #runLogitsHooks(sequence: Sequence, logits: Float32Array, position: number, phase: Phase): void {
     const { states } = sequence;
     for (const { index, hooks } of sequence.composed.logits)
       hooks.logits?.({

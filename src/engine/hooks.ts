@@ -166,6 +166,8 @@ export interface PositionStep<State = unknown> extends Step<State> {
   readonly plan: RotaryPlan | null;
   /** Tokens of the sequence as long as it is known to get: its first prompt and what is generated after it. */
   readonly length: number;
+  /** Which of the sequence's parallel streams this is; 0 where there are none. */
+  readonly stream: number;
 }
 export interface PositionResult {
   /** Tables of cos and sin are kept per plan: return the same object at every step. */
@@ -362,6 +364,8 @@ export interface Hooks<State = unknown> {
    * multiples of it, also where the prompt is cut into pieces. 1 for a method that lists keys row by row.
    */
   readonly rowBlock?: number;
+  /** Runs every sequence several times side by side; only one method can. */
+  readonly streams?: Streams;
   /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
   readonly replacesPattern?: boolean;
   /** Reads the weights as used, after every `pattern`. */
@@ -374,6 +378,17 @@ export interface Hooks<State = unknown> {
   logits?(step: LogitsStep<State>): void;
   /** Attention replaced, in the layers of the method: written over graph tensors, compiled once a shape. */
   mechanism?(inputs: MechanismInputs): Tensor;
+}
+
+/**
+ * Parallel streams of a sequence: the same tokens, each with its own cache and states of methods. What differs between
+ * them is what a method's `position` makes of `step.stream`. Their logits become one row, from which one token is drawn
+ * for all; `logits` hooks edit that row. Observers see the first stream.
+ */
+export interface Streams {
+  readonly count: number;
+  /** Logits [V] of each stream, into one row [V]. */
+  fuse(logits: readonly Float32Array[], into: Float32Array): void;
 }
 
 /** A method's parameters bound: what is attached to a model. */

@@ -34,11 +34,11 @@ export async function measureAnswer(
   const reads: StepReads[] = [];
   const counted = async (id: number) => {
     checkAbort(signal);
-    sequence.cache.meter(meter);
+    sequence.meter(meter);
     try {
       return (await asked.step(id)).slice();
     } finally {
-      sequence.cache.meter(undefined);
+      sequence.meter(undefined);
       reads.push(meter.take());
     }
   };

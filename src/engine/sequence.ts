@@ -3,6 +3,7 @@ import { checkMemory, type Memory } from "../models/index.js";
 import { Cache, type CachePool } from "./cache.js";
 import type { Composed } from "./compose.js";
 import type { ModelShape } from "./hooks.js";
+import type { ReadMeter } from "./read-meter.js";
 import type { RotaryTable } from "./rotary.js";
 import { decodeState, encodeState } from "./state.js";
 
@@ -21,19 +22,33 @@ export class Sequence {
   carried: (CarriedState | undefined)[] = [];
   /** What the model's mechanism reads beside the text, from the first token to the last. */
   readonly memory: Memory | undefined;
+  /** Which of some parallel streams this is. */
+  readonly stream: number;
+  /** The first stream's others: the same tokens, run and closed with it. */
+  readonly others: readonly Sequence[];
+  /** Logits fused of all streams in the last decode step, [V]. */
+  fused: Float32Array | undefined;
   #closed = false;
 
   constructor(
     cache: Cache,
     composed: Composed,
     model: ModelShape,
-    from: { ids?: number[]; states?: unknown[]; memory?: Memory | undefined } = {},
+    from: {
+      ids?: number[];
+      states?: unknown[];
+      memory?: Memory | undefined;
+      stream?: number;
+      others?: readonly Sequence[];
+    } = {},
   ) {
     this.cache = cache;
     this.composed = composed;
     this.ids = from.ids ?? [];
     this.states = from.states ?? composed.methods.map((m) => m.hooks.state?.(model));
     this.memory = from.memory;
+    this.stream = from.stream ?? 0;
+    this.others = from.others ?? [];
   }
 
   get length(): number {
@@ -44,7 +59,8 @@ export class Sequence {
   get bytes(): number {
     const states = this.carried.flatMap((state) => Object.values(state ?? {}));
     const memory = this.memory?.data.byteLength ?? 0;
-    return this.cache.bytes + memory + states.reduce((sum, data) => sum + data.byteLength, 0);
+    const own = this.cache.bytes + memory + states.reduce((sum, data) => sum + data.byteLength, 0);
+    return this.others.reduce((sum, other) => sum + other.bytes, own);
   }
 
   get closed(): boolean {
@@ -62,6 +78,8 @@ export class Sequence {
         i < this.states.length ? structuredClone(this.states[i]) : m.hooks.state?.(model),
       ),
       memory: this.memory,
+      stream: this.stream,
+      others: this.others.map((other) => other.fork(model, composed)),
     });
     copy.tables = this.tables;
     copy.rotaryLength = this.rotaryLength;
@@ -76,6 +94,7 @@ export class Sequence {
       cache: this.cache.snapshot(),
       states: this.states.map((s) => structuredClone(s)),
       carried: [...this.carried],
+      others: this.others.map((other) => other.snapshot()),
     };
   }
 
@@ -85,11 +104,19 @@ export class Sequence {
     this.cache.rollback(mark.cache);
     this.states.splice(0, this.states.length, ...mark.states);
     this.carried = [...mark.carried];
+    this.others.forEach((other, i) => void other.rollback(mark.others[i]));
   }
 
   /** Lets a mark go that will not be rolled back to. */
   forget(mark: Mark): void {
     this.cache.forget(mark.cache);
+    this.others.forEach((other, i) => void other.forget(mark.others[i]));
+  }
+
+  /** Counts what is read of the cache, in all streams, until it is taken off again. */
+  meter(meter: ReadMeter | undefined): void {
+    this.cache.meter(meter);
+    for (const other of this.others) other.meter(meter);
   }
 
   /** Returns all pages. Safe to call twice. */
@@ -97,6 +124,7 @@ export class Sequence {
     if (this.#closed) return;
     this.#closed = true;
     this.cache.release();
+    for (const other of this.others) other.close();
   }
 }
 
@@ -108,6 +136,7 @@ export interface Mark {
   readonly cache: ReturnType<Cache["snapshot"]>;
   readonly states: unknown[];
   readonly carried: readonly (CarriedState | undefined)[];
+  readonly others: readonly Mark[];
 }
 
 /** What a saved reading belongs to; opening compares every field. */
@@ -130,9 +159,11 @@ export function encodeSequence(
   fingerprint: Fingerprint,
 ): Uint8Array[] {
   const { carried, memory, rotaryLength } = sequence;
-  const states = encodeState({ states: sequence.states, rotaryLength, logits, carried, memory });
+  const others = sequence.others.map((other) => other.states);
+  const states = encodeState({ states: sequence.states, rotaryLength, logits, carried, memory, others });
   const cache = sequence.cache.serialize();
-  const buffers = [...states.buffers, ...cache];
+  const otherCaches = sequence.others.map((other) => other.cache.serialize());
+  const buffers = [...states.buffers, ...cache, ...otherCaches.flat()];
   const header = new TextEncoder().encode(
     JSON.stringify({
       fingerprint,
@@ -140,6 +171,7 @@ export function encodeSequence(
       states: states.json,
       stateBuffers: states.buffers.map((b) => b.length),
       cacheBuffers: cache.map((b) => b.length),
+      otherCaches: otherCaches.map((one) => one.map((b) => b.length)),
       checksum: checksum(buffers),
     }),
   );
@@ -174,6 +206,7 @@ export function decodeSequence(
     states: string;
     stateBuffers: number[];
     cacheBuffers: number[];
+    otherCaches?: number[][];
     checksum: number;
   };
   try {
@@ -201,8 +234,11 @@ export function decodeSequence(
   };
   const stateBuffers = take(header.stateBuffers);
   const cacheBuffers = take(header.cacheBuffers);
+  const otherBuffers = (header.otherCaches ?? []).map(take);
+  if (otherBuffers.length !== (composed.streams?.count ?? 1) - 1) throw bad("it has another number of streams");
   if (at !== bytes.length) throw bad(`${bytes.length - at} bytes stand after its end`);
-  if (checksum([...stateBuffers, ...cacheBuffers]) !== header.checksum) throw bad("its checksum is wrong");
+  if (checksum([...stateBuffers, ...cacheBuffers, ...otherBuffers.flat()]) !== header.checksum)
+    throw bad("its checksum is wrong");
   if (!Array.isArray(header.ids) || !header.ids.every((i) => Number.isInteger(i) && i >= 0 && i < model.vocab))
     throw bad("its token ids are out of range");
   const saved = decodeState(header.states, stateBuffers) as {
@@ -211,19 +247,21 @@ export function decodeSequence(
     logits: Float32Array | null;
     carried?: (CarriedState | undefined)[];
     memory?: Memory;
+    others?: unknown[][];
   };
   checkMemory(model.mechanism, saved.memory);
   if (memory && !sameMemory(memory, saved.memory))
     throw new FoveaError("mismatch", "the saved reading was made with another memory than the one that was given", {
       hint: "open it without a memory to go on with its own, or read the text again with this one",
     });
-  const cache = Cache.deserialize(pool, cacheBuffers);
-  const sequence = new Sequence(cache, composed, model, {
-    ids: header.ids,
-    states: saved.states,
-    memory: saved.memory,
+  const { memory: own } = saved;
+  const others = otherBuffers.map((buffers, i) => {
+    const from = { ids: [...header.ids], states: saved.others?.[i] ?? [], memory: own, stream: i + 1 };
+    return new Sequence(Cache.deserialize(pool, buffers), composed, model, from);
   });
-  sequence.rotaryLength = saved.rotaryLength;
+  const cache = Cache.deserialize(pool, cacheBuffers);
+  const sequence = new Sequence(cache, composed, model, { ids: header.ids, states: saved.states, memory: own, others });
+  for (const one of [sequence, ...others]) one.rotaryLength = saved.rotaryLength;
   sequence.carried = saved.carried ?? [];
   return { sequence, logits: saved.logits };
 }

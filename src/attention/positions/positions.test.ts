@@ -293,7 +293,7 @@ describe("harpe", () => {
 function step(plan: RotaryPlan) {
   const model = { kvHeads: 2, maxPositions: 512 } as ModelShape;
   const at = { layer: 0, phase: "decode", rows: 1, positions: Int32Array.of(0), firstRow: 0, totalRows: 1 } as const;
-  return { ...at, model, plan, length: 1, state: undefined };
+  return { ...at, model, plan, length: 1, stream: 0, state: undefined };
 }
 
 /** Self-Extend's relative position, as the paper has it. */
