@@ -21,6 +21,7 @@ import { sale } from "./prefill/sale.js";
 import { starAttention } from "./prefill/star-attention.js";
 import { randomPages } from "./random-pages.js";
 import { lessismore } from "./selection/lessismore.js";
+import { longheads } from "./selection/longheads.js";
 import { magicpig } from "./selection/magicpig.js";
 import { qada } from "./selection/qada.js";
 import { quest } from "./selection/quest.js";
@@ -62,6 +63,7 @@ const METHODS: readonly AnyMethod[] = [
   sale,
   dhsa,
   qada,
+  longheads,
 ];
 
 /** The methods by name, in the order of the list. */

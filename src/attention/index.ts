@@ -84,6 +84,7 @@ export { attendShards, localShard, splitEntries } from "./prefill/shards.js";
 export { starAttention } from "./prefill/star-attention.js";
 export { randomPages } from "./random-pages.js";
 export { lessismore } from "./selection/lessismore.js";
+export { longheads } from "./selection/longheads.js";
 export { magicpig } from "./selection/magicpig.js";
 export { qada } from "./selection/qada.js";
 export { quest } from "./selection/quest.js";
