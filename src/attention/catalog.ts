@@ -1,6 +1,8 @@
 import type { AttachedMethod } from "../engine/hooks.js";
 import { FoveaError } from "../error.js";
+import { chai } from "./compression/chai.js";
 import { compresskv } from "./compression/compresskv.js";
+import { sharedAttention } from "./compression/shared-attention.js";
 import { attnrank } from "./context/attnrank.js";
 import { gemfilter } from "./context/gemfilter.js";
 import { h2o } from "./eviction/h2o.js";
@@ -42,6 +44,8 @@ const METHODS: readonly AnyMethod[] = [
   h2o,
   snapkv,
   compresskv,
+  sharedAttention,
+  chai,
   duoattention,
   knockOut,
   pasta,

@@ -2,6 +2,7 @@ export type { Calibration } from "./calibration.js";
 export { parseCalibration, printCalibration } from "./calibration.js";
 export type { AnyMethod, MethodsInput } from "./catalog.js";
 export { catalog, listMethods, methodString, resolve } from "./catalog.js";
+export { chai } from "./compression/chai.js";
 export { compresskv } from "./compression/compresskv.js";
 export type { NeedlePrompt, TaskPrompts } from "./compression/compresskv-calibration.js";
 export {
@@ -9,6 +10,10 @@ export {
   semanticRetrievalHeads,
   semanticRetrievalScore,
 } from "./compression/compresskv-calibration.js";
+export { clusterCounts, headProducts } from "./compression/head-clusters.js";
+export type { LayerSimilarity } from "./compression/layer-similarity.js";
+export { bestSpan, layerSimilarity } from "./compression/layer-similarity.js";
+export { sharedAttention } from "./compression/shared-attention.js";
 export { attentionOrder, attnrank } from "./context/attnrank.js";
 export type { BasinPrompt, ItemAttention, ItemAttentionOptions } from "./context/basin.js";
 export { basinDepth, basinProfile, itemAttention, itemShares } from "./context/basin.js";
