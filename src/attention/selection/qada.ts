@@ -43,7 +43,7 @@ export const qada = method({
   rows: { prefill: false, lastPromptRow: false, decode: true },
   exact: { tau: 2 },
   trials: [
-    { parameters: { sinks: 2, window: 12, tau: 0.5, batch: 8 } },
+    { parameters: { sinks: 2, window: 12, tau: 0.05, batch: 8 } },
     { parameters: { sinks: 0, window: 16, tau: 0 } },
   ],
   status: "experimental",
