@@ -60,6 +60,22 @@ describe("topK", () => {
     );
   });
 
+  it("finds them where groups bound them, where too few groups do, and where too many tie", () => {
+    const kinds: Record<string, (i: number) => number> = {
+      waves: (i) => Math.sin(i * 1.7) * (i % 91),
+      negative: (i) => -1 - ((i * 7919) % 4999),
+      ties: (i) => (i % 3 === 0 ? 0 : i % 3 === 1 ? -0 : Number.NEGATIVE_INFINITY),
+      equal: () => 2.5,
+    };
+    for (const [name, of] of Object.entries(kinds))
+      for (const n of [33, 500, 2049, 20_000])
+        for (const k of [1, 7, 64, n >> 1, n - 1]) {
+          const x = Float32Array.from({ length: n }, (_, i) => of(i));
+          const want = [...x.keys()].sort((a, b) => (x[a] === x[b] ? a - b : x[b] > x[a] ? 1 : -1)).slice(0, k);
+          expect([...kernels.topK(x, 1, Math.min(k, n))], `${name} ${n} ${k}`).toEqual(want.sort((a, b) => a - b));
+        }
+  });
+
   it("finds them among many, row by row", () => {
     const n = 5000;
     const data = Float32Array.from({ length: 2 * n }, (_, i) => Math.sin(i * 1.7) * (i % 91));

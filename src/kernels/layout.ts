@@ -8,8 +8,9 @@ export const SCRATCH_BYTES = 121_216;
 
 /** Tokens of a page. */
 export const PAGE = 16;
-/** Entries (pages) of one task. */
+/** Most entries (pages) of one task, and what its size is a multiple of. */
 export const CHUNK = 64;
+export const BLOCK = 16;
 /** Query heads of one task. */
 export const MAX_GROUP = 8;
 /** Largest head dimension. */
@@ -51,6 +52,7 @@ export const Field = {
   logitRow: 24,
   logitHead: 25,
   reduce: 26,
+  size: 27,
 } as const;
 
 export const AppendField = {

@@ -1,7 +1,6 @@
 import { maxSteps, scorePageFloat, scorePageInt8 } from "./keys";
 import {
   BLOCK,
-  CHUNK,
   ENTRY_BYTES,
   F_BIAS,
   F_BIAS_KV,
@@ -25,6 +24,7 @@ import {
   F_ROWS,
   F_SCALE,
   F_SINK,
+  F_SIZE,
   F_SOFTCAP,
   F_TABLES,
   F_VALUE_DIM,
@@ -380,8 +380,9 @@ export function attendTask(task: i32, scratch: usize): void {
 
   const table = <usize>field(F_TABLES) + (<usize>head << 3);
   const total = load<i32>(table, 4);
-  const first = chunk * CHUNK;
-  const last = min(first + CHUNK, total);
+  const size = <i32>field(F_SIZE);
+  const first = chunk * size;
+  const last = min(first + size, total);
   const entries = <usize>load<u32>(table);
   let limits = <usize>field(F_LIMITS);
   if (limits != 0) limits += <usize>(row * kvHeads + head) << 3;

@@ -19,7 +19,7 @@ export const BOUNDS: i32 = 5;
 // An entry of a page table is 16 bytes: key page, value page (bit 0 of an address: int8), slots, and the number of
 // stored entries before this page. Of `slots` the low half says which are read, the high half which hold an entry.
 export const ENTRY_BYTES: usize = 16;
-export const CHUNK: i32 = 64; // entries of one task
+export const CHUNK: i32 = 64; // most entries of one task
 export const BLOCK: i32 = 16; // entries whose weights share a scale: their integer sums fit in 32 bits
 export const MAX_GROUP: i32 = 8; // queries of one task
 export const MAX_DIM: i32 = 512;
@@ -46,7 +46,9 @@ export const S_KEY_SCALE: usize = 110784; // f32 [8] what a unit of the integer 
 export const S_WEIGHT_SCALE: usize = 110816; // f32 [4 blocks][8]
 export const S_STEPS: usize = 110976; // f32 [512] largest step of each channel in the chunk
 export const S_SUMS: usize = 113024; // i32 [512][4] integer sums of values, in groups of 8 channels
-export const S_HISTOGRAM: usize = 0; // u32 [2048], top-k only
+export const S_MAXIMA: usize = 0; // i32 [12288], top-k only, as are the next two
+export const S_KEYS: usize = 49152; // i32 [8192]
+export const S_INDICES: usize = 81920; // u32 [8192]
 export const SCRATCH_BYTES: usize = 121216;
 
 // @ts-ignore: decorator
@@ -88,6 +90,7 @@ export const F_PARTIALS: i32 = 22;
 export const F_LOGITS: i32 = 23; // f32 over rows, query heads and keys: written by SCORES, read by SUM
 export const F_LOGIT_ROW: i32 = 24; // floats from one row's logits to the next's
 export const F_LOGIT_HEAD: i32 = 25; // floats from one query head's logits to the next's
+export const F_SIZE: i32 = 27; // entries of one task, a multiple of BLOCK: at most CHUNK
 export const F_REDUCE: i32 = 26; // BOUNDS: 0 a row a query head; one a KV head with the 1 sum, 2 maximum, 3 mean of its group
 
 // Fields of APPEND: one task a record
