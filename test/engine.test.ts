@@ -114,6 +114,15 @@ describe("paths, threads and batches", () => {
           }),
         })),
     },
+    "keys and values of the method's own": {
+      select: async (step) => {
+        if (step.phase !== "decode") return [{}];
+        const all = (of: (head: number) => Float32Array) =>
+          Float32Array.from(Array.from({ length: step.model.kvHeads }, (_, head) => [...of(head)]).flat());
+        const { view } = step;
+        return [await step.attendTo({ count: view.length(0), k: all(view.keys), v: all(view.values) })];
+      },
+    },
     "a ready partial result": { select: async (step) => [await step.attend({})] },
     "a bias of zeros": { bias: ({ view }) => ({ data: new Float32Array(view.length(0)), heads: 1, rows: 0 }) },
     "a constant bias": {

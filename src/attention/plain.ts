@@ -5,6 +5,7 @@ import type {
   KeyView,
   LogBias,
   ModelShape,
+  OwnKeys,
   Part,
   Partial,
   Phase,
@@ -147,6 +148,7 @@ export class PlainLayer {
           return x;
         },
         score: async (part = {}) => this.#logits(part, part.query ?? slice(q), rowPositions).data,
+        attendTo: async (own) => plainAttention(own.query ?? slice(q), own, this.model),
         products: async (a, b, options) => plainProducts(a, b, heads, { dim: headDim, ...options }),
         attend: async (part = {}) => this.#sum(softmax(this.#logits(part, part.query ?? slice(q), rowPositions))),
       };
@@ -320,6 +322,25 @@ export class PlainLayer {
       },
     }) as S & { state: unknown };
   }
+}
+
+/** A row's attention over keys of a method's own. */
+function plainAttention(q: Float32Array, { count, k, v }: OwnKeys, { heads, kvHeads, headDim }: ModelShape): Partial {
+  const output = new Float32Array(heads * headDim);
+  const lse = new Float32Array(heads);
+  for (let head = 0; head < heads; head++) {
+    const base = Math.floor((head * kvHeads) / heads) * count;
+    const weights = Float64Array.from({ length: count }, (_, i) => {
+      let dot = 0;
+      for (let d = 0; d < headDim; d++) dot += q[head * headDim + d] * k[(base + i) * headDim + d];
+      return Math.exp(dot * headDim ** -0.5);
+    });
+    const sum = weights.reduce((a, b) => a + b, 0);
+    lse[head] = Math.log(sum);
+    for (let i = 0; i < count; i++)
+      for (let d = 0; d < headDim; d++) output[head * headDim + d] += (weights[i] / sum) * v[(base + i) * headDim + d];
+  }
+  return { output, lse };
 }
 
 /** The largest products of tiles by their definition, see `AttentionStep.products`; `queries`: Hq. */

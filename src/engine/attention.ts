@@ -7,7 +7,7 @@ import { addBiases, combineSelections } from "./compose.js";
 import type { FusedAttention } from "./fused-attention.js";
 import type { KeyView, LogBias, ModelShape, Near, Part, Partial, Phase, RotaryPlan, Rows } from "./hooks.js";
 import { isPartial } from "./hooks.js";
-import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, type QueryRows } from "./key-source.js";
+import { FloatKeys, floatKeysOfCache, type KeySource, keptKeys, ownKeys, type QueryRows } from "./key-source.js";
 import type { MechanismRunner, ModelMechanism } from "./mechanism.js";
 import { NearKeys } from "./near-keys.js";
 import { cacheView, PagedKeys } from "./paged-keys.js";
@@ -336,6 +336,7 @@ export class AttentionRunner {
         rotate: (at) => rotateAt(at, first, count),
         logits: (part) => source.logits(ownQueries(query, part), withoutBlocks(part, count, source.keys, shape)),
         attend: (part) => attendPart(source, shape, ownQueries(query, part), part),
+        attendTo: (own) => ownKeys(shape, this.#blocks, own).attend(own.query ? { ...query, q: own.query } : query, {}),
         products: (a, b, options) =>
           this.#blocks.gathered.products(a, b, shape.heads, { dim: shape.keyDim, ...options }),
       };

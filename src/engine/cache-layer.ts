@@ -1,5 +1,5 @@
 import { FoveaError } from "../error.js";
-import { BASE_WORD, CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
+import { BASE_WORD, BLOCK, CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
 import { type PageBounds, pageBounds } from "./cache-bounds.js";
 import { entriesBound, writeEntries } from "./cache-entries.js";
 import { type Entries, entriesOf, type HeadEntries, isPerHead, type LogBias } from "./hooks.js";
@@ -262,6 +262,48 @@ export class LayerCache {
   }
 
   /**
+   * Keys [n, D] and values [n, Dv] of the stored entries with these indices (ascending) of a KV head, widened to float32.
+   * Only their pages are read, and they count as attended to.
+   */
+  gather(head: number, entries: Int32Array): { k: Float32Array; v: Float32Array } {
+    this.#check();
+    this.meter?.attend(this, { q: NO_QUERY, rows: 1, scale: 1, heads: [head, head + 1], entries: { tokens: entries } });
+    const pages = this.#heads[head];
+    const { keyDim, valueDim, storedKeyDim, storedValueDim } = this.shape;
+    const list = this.#bank.lists.ensure(entries.length * ENTRY_WORDS * 4);
+    const rows = new Int32Array(entries.length);
+    let count = 0;
+    let live = 0;
+    for (let i = 0, page = -1, first = 0, base = 0; i < entries.length; i++) {
+      const own = pages.pageOf(entries[i]);
+      if (own !== page) {
+        page = own;
+        first = pages.firstOf(page);
+        base = live;
+        live += pages.firstOf(page + 1) - first;
+        const { u32 } = this.#bank.memory;
+        const [from, to] = [(pages.table >>> 2) + page * ENTRY_WORDS, (list >>> 2) + count++ * ENTRY_WORDS];
+        u32.copyWithin(to, from, from + ENTRY_WORDS);
+        u32[to + BASE_WORD] = base;
+      }
+      rows[i] = base + entries[i] - first;
+    }
+    const keys = this.#bank.staging.ensure(live * (storedKeyDim + storedValueDim) * 4);
+    const values = keys + live * storedKeyDim * 4;
+    if (count > 0) readEntries(this.#bank, this.shape, list, count, keys, values);
+    const { f32 } = this.#bank.memory;
+    const pick = (area: number, dim: number, stored: number) => {
+      const out = new Float32Array(rows.length * dim);
+      for (let i = 0; i < rows.length; i++) {
+        const at = (area >>> 2) + rows[i] * stored;
+        out.set(f32.subarray(at, at + dim), i * dim);
+      }
+      return out;
+    };
+    return { k: pick(keys, keyDim, storedKeyDim), v: pick(values, valueDim, storedValueDim) };
+  }
+
+  /**
    * Bounds of each page's keys in a KV head, [pages, D] each: no stored key of a page is below `lower` or above `upper`.
    * `first` [pages + 1]: index of each page's first stored entry, and at the end the number of entries.
    */
@@ -329,16 +371,17 @@ export class LayerCache {
     }
     const longest = this.#lists(request, heads, from, to);
     const lanes = this.#lanes;
-    const chunks = Math.max(1, Math.ceil(longest / CHUNK));
-    const perLane = Math.ceil(heads / lanes / MAX_GROUP);
-    const perRow = (((to - from) * lanes) / kvHeads) * perLane * chunks * (64 + storedValueDim * MAX_GROUP * 4);
+    const units = (((to - from) * lanes) / kvHeads) * Math.ceil(heads / lanes / MAX_GROUP);
+    const size = taskSize(longest, units * rows);
+    const chunks = Math.max(1, Math.ceil(longest / size));
+    const perRow = units * chunks * (64 + storedValueDim * MAX_GROUP * 4);
     const step = Math.max(1, Math.min(rows, Math.floor(JOB_BYTES / perRow)));
     for (let row = 0; row < rows; row += step) {
       const count = Math.min(step, rows - row);
       const result = this.#bank.result.ensure(count * heads * (storedValueDim + 1) * 4);
       const sums = result + count * heads * storedValueDim * 4;
       const partials = this.#bank.partials.ensure(count * perRow);
-      this.#fields(Kind.attend, request, heads, from, to, row, count, chunks);
+      this.#fields(Kind.attend, request, heads, from, to, row, count, size, chunks);
       const words = this.#bank.memory.u32;
       const job = this.#bank.kernels.job;
       words[job + Field.out] = result;
@@ -382,7 +425,7 @@ export class LayerCache {
     for (let row = 0; row < rows; row += step) {
       const count = Math.min(step, rows - row);
       const logits = this.#bank.logits.ensure(count * heads * n * 4 + 64);
-      this.#fields(Kind.scores, request, heads, from, to, row, count, chunks);
+      this.#fields(Kind.scores, request, heads, from, to, row, count, CHUNK, chunks);
       const start = logits >>> 2;
       this.#bank.memory.f32.fill(Number.NEGATIVE_INFINITY, start, start + count * heads * n);
       this.#layoutOfLogits(logits, layout, count, heads, n);
@@ -430,7 +473,7 @@ export class LayerCache {
       else
         for (let h = 0; h < heads; h++)
           f32.set(weights.subarray((h * rows + row) * n, (h * rows + row + count) * n), start + h * count * n);
-      this.#common(Kind.sum, kvHeads, group, 0, kvHeads, count, chunks);
+      this.#common(Kind.sum, kvHeads, group, 0, kvHeads, count, CHUNK, chunks);
       const { job } = this.#bank.kernels;
       u32[job + Field.tables] = this.#header;
       u32[job + Field.limits] = 0;
@@ -515,7 +558,16 @@ export class LayerCache {
   #tables = 0;
   #lanes = 0;
 
-  #common(kind: number, lanes: number, group: number, from: number, to: number, rows: number, chunks: number): void {
+  #common(
+    kind: number,
+    lanes: number,
+    group: number,
+    from: number,
+    to: number,
+    rows: number,
+    size: number,
+    chunks: number,
+  ): void {
     const { u32 } = this.#bank.memory;
     const { job } = this.#bank.kernels;
     u32[job + Field.kind] = kind;
@@ -527,6 +579,7 @@ export class LayerCache {
     u32[job + Field.headFrom] = from;
     u32[job + Field.heads] = to - from;
     u32[job + Field.kvHeads] = lanes;
+    u32[job + Field.size] = size;
     u32[job + Field.chunks] = chunks;
   }
 
@@ -539,6 +592,7 @@ export class LayerCache {
     to: number,
     row: number,
     count: number,
+    size: number,
     chunks: number,
   ): void {
     const { keyDim, storedKeyDim, kvHeads } = this.shape;
@@ -556,7 +610,7 @@ export class LayerCache {
     const bias = request.bias ? this.#bias(request.bias, heads, request.rows) : 0;
     const lanes = this.#lanes;
     const wide = lanes / kvHeads;
-    this.#common(kind, lanes, heads / lanes, from * wide, to * wide, count, chunks);
+    this.#common(kind, lanes, heads / lanes, from * wide, to * wide, count, size, chunks);
     this.#stage(query, request.q, row * heads, count * heads, keyDim, storedKeyDim);
     const { u32, f32 } = bank.memory;
     u32[job + Field.query] = query;
@@ -686,6 +740,20 @@ export class LayerCache {
     if (this.#released) throw new FoveaError("closed", "the cache was released");
   }
 }
+
+/** Tasks that a job is cut into at least, where its lists are long enough. */
+const TASKS = 8;
+
+/**
+ * Entries of one task, the same whatever the number of threads: fewer where short lists would make too few tasks for
+ * threads to share.
+ */
+function taskSize(longest: number, units: number): number {
+  const wanted = Math.ceil(longest / Math.ceil(TASKS / units));
+  return Math.min(CHUNK, Math.max(BLOCK, Math.ceil(wanted / BLOCK) * BLOCK));
+}
+
+const NO_QUERY = new Float32Array(0);
 
 function checkLength(what: string, data: Float32Array, wanted: number, shape: string): void {
   if (data.length < wanted)

@@ -358,6 +358,27 @@ for (const type of ["float32", "int8"] as const) {
       }
     });
 
+    it("gathers listed entries as reading all of them gives them, of pages with holes too", () => {
+      const cache = filled(pool(type, 2, 20, 12), 300, 15);
+      const layer = cache.layer(0);
+      for (const evict of [false, true]) {
+        if (evict)
+          layer.keep(
+            1,
+            Int32Array.from({ length: 300 }, (_, i) => i).filter((i) => i % 4 > 0),
+          );
+        const list = Int32Array.of(0, 3, 4, 17, 40, 41, 130, 200, layer.length(1) - 1);
+        const whole = layer.read(1);
+        const got = layer.gather(1, list);
+        for (const [i, e] of list.entries()) {
+          expect(got.k.subarray(i * 20, (i + 1) * 20)).toEqual(whole.k.subarray(e * 20, (e + 1) * 20));
+          expect(got.v.subarray(i * 12, (i + 1) * 12)).toEqual(whole.v.subarray(e * 12, (e + 1) * 12));
+        }
+      }
+      expect(layer.gather(0, new Int32Array(0)).k.length).toBe(0);
+      cache.release();
+    });
+
     it("bounds dot products with stored keys, in the open page too", () => {
       const cache = filled(pool(type, 2, 64), 75, 13);
       const layer = cache.layer(0);

@@ -216,6 +216,15 @@ export interface ProductOptions {
   readonly bias?: Float32Array;
 }
 
+/** Keys and values that a method made of the cached ones (turned to other positions, averaged, ...). */
+export interface OwnKeys {
+  readonly count: number;
+  readonly k: Float32Array; // [Hkv, count, D]
+  readonly v: Float32Array; // [Hkv, count, Dv]
+  /** The row's queries for them, [Hq, D]; default the step's own. */
+  readonly query?: Float32Array;
+}
+
 /** An attention step: what select, scores and pattern see. */
 export interface AttentionStep<State = unknown> extends Step<State> {
   /** Rotated queries, [T, Hq, D]. */
@@ -230,6 +239,11 @@ export interface AttentionStep<State = unknown> extends Step<State> {
   score(part?: Part): Promise<Float32Array>;
   /** Attention over a part: ready to be merged. */
   attend(part?: Part): Promise<Partial>;
+  /**
+   * Attention of a decoded row over keys and values of the method's own, all of which it sees; scale and soft-cap are the
+   * layer's.
+   */
+  attendTo(keys: OwnKeys): Promise<Partial>;
   /**
    * Dot products of queries a [M, Hq, D] with representatives b [H, N, D] of their heads' keys (H is Hkv or Hq), the
    * largest of each tile of `rows` queries by `keys` representatives: [Hq, M / rows, N / keys]. Unscaled.

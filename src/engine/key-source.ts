@@ -2,7 +2,16 @@ import type { AttentionShape, BlockAttention, BlockQuery, KeyBlock } from "./blo
 import { UNSEEN } from "./block-attention.js";
 import type { Cache, LayerCache } from "./cache.js";
 import { addBiases } from "./compose.js";
-import { type Entries, entriesOf, isPerHead, type KeyView, type LogBias, type Part, type Partial } from "./hooks.js";
+import {
+  type Entries,
+  entriesOf,
+  isPerHead,
+  type KeyView,
+  type LogBias,
+  type OwnKeys,
+  type Part,
+  type Partial,
+} from "./hooks.js";
 import { limitRanges, withoutBlocks } from "./row-ranges.js";
 
 /** Rows that attend: rotated queries and their absolute positions. */
@@ -273,6 +282,12 @@ export function keptKeys(
   }
   const block = (data: Float32Array): KeyBlock => ({ data, keys, layout: "heads" });
   return new FloatKeys(shape, blocks, block(k), block(v), positions, lengths);
+}
+
+/** Keys that a method made itself, each visible to every row. */
+export function ownKeys({ window: _, ...shape }: AttentionShape, blocks: BlockAttention, own: OwnKeys): FloatKeys {
+  const block = (data: Float32Array): KeyBlock => ({ data, keys: own.count, layout: "heads" });
+  return new FloatKeys(shape, blocks, block(own.k), block(own.v), new Float32Array(own.count));
 }
 
 /** A layer's pages, with `extra` float32 rows that are not in pages yet, as float32 arrays. */

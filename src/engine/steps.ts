@@ -3,6 +3,7 @@ import type {
   AttentionStep,
   KeyView,
   ModelShape,
+  OwnKeys,
   Part,
   Partial,
   Phase,
@@ -70,6 +71,7 @@ export interface AttentionFields {
   rotate(positions: Int32Array): Float32Array;
   logits(part: Part): Promise<Float32Array>;
   attend(part: Part): Promise<Partial>;
+  attendTo(keys: OwnKeys): Promise<Partial>;
   products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array>;
 }
 
@@ -100,6 +102,10 @@ export class BoundAttentionStep extends BoundStep implements AttentionStep {
 
   attend(part: Part = {}): Promise<Partial> {
     return this.fields.attend(part);
+  }
+
+  attendTo(keys: OwnKeys): Promise<Partial> {
+    return this.fields.attendTo(keys);
   }
 
   products(a: Float32Array, b: Float32Array, options: ProductOptions): Promise<Float32Array> {
