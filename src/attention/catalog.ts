@@ -29,6 +29,7 @@ import { qada } from "./selection/qada.js";
 import { quest } from "./selection/quest.js";
 import { sparq } from "./selection/sparq.js";
 import { tidaldecode } from "./selection/tidaldecode.js";
+import { tokenselect } from "./selection/tokenselect.js";
 import { pasta } from "./steering/pasta.js";
 import { streamingLlm } from "./streaming/streaming-llm.js";
 import { didYouMean, parseMethods } from "./string.js";
@@ -52,6 +53,7 @@ const METHODS: readonly AnyMethod[] = [
   quest,
   tidaldecode,
   lessismore,
+  tokenselect,
   sparq,
   ropeScaling,
   selfExtend,

@@ -95,6 +95,7 @@ export { qada } from "./selection/qada.js";
 export { quest } from "./selection/quest.js";
 export { sparq } from "./selection/sparq.js";
 export { tidaldecode } from "./selection/tidaldecode.js";
+export { tokenselect } from "./selection/tokenselect.js";
 export { pasta } from "./steering/pasta.js";
 export { streamingLlm } from "./streaming/streaming-llm.js";
 export type { HeadName, MethodCall, Value } from "./string.js";

@@ -13,6 +13,7 @@ export {
   readTokens,
   refresh,
 } from "./parameters.js";
+export { turnedKeys } from "./ranks.js";
 export type { Held } from "./refresh.js";
 export { heldChoice, withNewer } from "./refresh.js";
 export type { Forced } from "./top-k.js";
