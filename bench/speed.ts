@@ -8,7 +8,7 @@ import { execFileSync, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { cpus } from "node:os";
 import { fileURLToPath } from "node:url";
-import type { SpeedReport } from "../src/cli/commands/bench.js";
+import type { SpeedReport } from "../src/cli/commands/bench-speed.js";
 import { DEEP, type Ratio, type Row } from "../src/cli/speed/measure.js";
 import { writeSection } from "./document.js";
 

@@ -46,7 +46,8 @@ export function progressLine(io: Io, enabled = io.errTty, now: () => number = Da
   };
 }
 
-function bar(done: number, total: number, width = 24): string {
+/** `[####....]`, empty where nothing is known of the whole. */
+export function bar(done: number, total: number, width = 24): string {
   if (!(total > 0)) return "";
   const full = Math.min(width, Math.floor((done / total) * width));
   return `[${"#".repeat(full)}${".".repeat(width - full)}]`;

@@ -116,6 +116,8 @@ export interface Measured {
   readonly tokens_kept: number;
   /** Tokens of the text up to and including the first row. */
   readonly depth: number;
+  /** Rows that were counted: the first, and those of the forced answer but its last. Each sees one token more. */
+  readonly rows_counted: number;
   /** Share of the watched positions attended to at the first row: mean over layers and query heads. */
   readonly coverage: number;
   /** Share of the watched positions still stored then: mean over layers and KV heads. */

@@ -65,6 +65,7 @@ export async function measureAnswer(
     bounds_read: mean((r) => r.bounds),
     tokens_kept: stored.kept,
     depth,
+    rows_counted: reads.length,
     coverage: reads[0].watched,
     coverage_kept: stored.watched,
     cache_bytes: cacheBytes,

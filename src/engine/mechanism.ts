@@ -18,6 +18,7 @@ import {
 } from "../models/index.js";
 import type { AttentionShape } from "./block-attention.js";
 import type { Hooks, KeyView } from "./hooks.js";
+import { type Cut, splitMemory } from "./memory-split.js";
 import { SegmentCache } from "./segment-cache.js";
 import { reached } from "./segments.js";
 import type { CarriedState } from "./sequence.js";
@@ -91,6 +92,10 @@ export class ModelMechanism {
   readonly #segments: SegmentCache;
   /** The model's graph over one row, over a whole piece of rows, and over any number of them. */
   readonly #graphs = new Map<number | undefined, ModelGraph>();
+  /** By segment: what it makes of the memory alone. */
+  readonly #alone = new Map<string, Cut>();
+  /** By memory and segment: what was made of it, as long as a sequence holds it. */
+  readonly #made = new WeakMap<Memory, Map<string, Promise<Record<string, Feed>>>>();
 
   private constructor(bound: BoundMechanism, config: ModelConfig, options: CompileOptions) {
     this.bound = bound;
@@ -114,12 +119,12 @@ export class ModelMechanism {
     out: Float32Array,
   ): Promise<void> {
     const { width } = this.#config;
-    const segment = await this.#segments.get(`${layer}`, () => this.#overKeys(layer, shape));
+    const segment = await this.#segment(`${layer}`, () => this.#overKeys(layer, shape));
     const positions = rows.positions.subarray(rows.from);
     const more: Record<string, Feed> = {
       x: { data: rows.x.subarray(rows.from * width), dims: [positions.length, width] },
       positions: { data: BigInt64Array.from(positions, BigInt), dims: [positions.length] },
-      ...this.#memoryFeed(memory),
+      ...(memory && (await this.#memoryFeeds(`${layer}`, memory))),
     };
     await runOverKeys(segment, shape, view, rows, more, out);
   }
@@ -133,8 +138,10 @@ export class ModelMechanism {
     for (let first = 0; first < all.rows; first += size) {
       const count = Math.min(size, all.rows - first);
       const known = count === 1 || count === size ? count : undefined;
-      const segment = await this.#segments.get(`${layer}|${known}`, () => this.#fromState(layer, known));
-      const feeds = this.#feeds(segment, layer, all, first, count, state, sequence);
+      const key = `${layer}|${known}`;
+      const segment = await this.#segment(key, () => this.#fromState(layer, known));
+      const read = sequence.memory && (await this.#memoryFeeds(key, sequence.memory));
+      const feeds = this.#feeds(segment, layer, all, first, count, state, sequence.rotaryLength, read);
       const heads_ = out.subarray(first * wide, (first + count) * wide);
       const made = await segment.run(feeds, { heads: { data: heads_, dims: [count, heads, headDim] } });
       state = Object.fromEntries(
@@ -162,7 +169,8 @@ export class ModelMechanism {
     first: number,
     count: number,
     state: CarriedState,
-    { memory, rotaryLength }: CarryingSequence,
+    rotaryLength: number,
+    read: Readonly<Record<string, Feed>> | undefined,
   ): Record<string, Feed> {
     const { heads, kvHeads, headDim, width } = this.#config;
     const part = (data: Float32Array, ...tail: number[]): Feed => {
@@ -174,7 +182,7 @@ export class ModelMechanism {
       k: part(all.k, kvHeads, headDim),
       v: part(all.v, kvHeads, headDim),
       x: part(all.x, width),
-      ...this.#memoryFeed(memory),
+      ...read,
     };
     for (const [name, shape] of Object.entries(this.bound.state ?? {}))
       known[`state.${layer}.${name}`] = { data: state[name], dims: [1, ...shape] };
@@ -183,14 +191,32 @@ export class ModelMechanism {
     return Object.fromEntries(segment.inputNames.map((name) => [name, known[name]]));
   }
 
-  #memoryFeed(memory: Memory | undefined): Record<string, Feed> {
-    const { memory: width } = this.bound;
-    if (!memory || width === undefined) return {};
-    return { memory: { data: memory.data, dims: [memory.rows, width] } };
+  /** A graph over rows, but for what it makes of the memory alone. */
+  #segment(key: string, build: () => Cut): Promise<Segment> {
+    return this.#segments.get(key, () => {
+      const cut = build();
+      const split = splitMemory(cut);
+      if (!split) return cut;
+      this.#alone.set(key, split.alone);
+      return narrowed(split.rest);
+    });
+  }
+
+  /** What the segment of this key reads of a memory; it must have been compiled. */
+  async #memoryFeeds(key: string, memory: Memory): Promise<Record<string, Feed>> {
+    const feeds = { memory: { data: memory.data, dims: [memory.rows, this.bound.memory as number] } };
+    const alone = this.#alone.get(key);
+    if (!alone) return feeds;
+    const known = this.#made.get(memory) ?? new Map<string, Promise<Record<string, Feed>>>();
+    this.#made.set(memory, known);
+    const found = known.get(key) ?? this.#segments.get(`${key}|memory`, () => alone).then((s) => s.run(feeds));
+    known.set(key, found);
+    found.catch(() => known.delete(key));
+    return { ...feeds, ...(await found) };
   }
 
   /** From a layer's projections and state to its heads and the state after them. */
-  #fromState(layer: number, rows: number | undefined): GraphCut {
+  #fromState(layer: number, rows: number | undefined): Cut {
     const graph = this.#graphs.get(rows) ?? buildModel(this.#config, { state: true, length: rows, step: rows === 1 });
     this.#graphs.set(rows, graph);
     const at = (name: string) => graph.taps.get(name) as Tensor;
@@ -203,7 +229,7 @@ export class ModelMechanism {
     return cutAt({ ...graph.inputs, q: tap("q"), k: tap("k"), v: tap("v"), x: tap("attn_in") }, outputs);
   }
 
-  #overKeys(layer: number, shape: AttentionShape): GraphCut {
+  #overKeys(layer: number, shape: AttentionShape): Cut {
     const { bound } = this;
     const inputs = {
       ...keyInputs(shape),
@@ -233,8 +259,12 @@ export class ModelMechanism {
   }
 }
 
+function cutAt(inputs: Readonly<Record<string, Tensor>>, outputs: Readonly<Record<string, Tensor>>): Cut {
+  return narrowed({ inputs, outputs });
+}
+
 /** A cut with those of the inputs that the outputs depend on. */
-function cutAt(inputs: Readonly<Record<string, Tensor>>, outputs: Readonly<Record<string, Tensor>>): GraphCut {
+function narrowed({ inputs, outputs }: Cut): Cut {
   const given = Object.entries(inputs);
   const used = reached(Object.values(outputs), new Set(given.map(([, tensor]) => tensor)));
   return { inputs: Object.fromEntries(given.filter(([, tensor]) => used.has(tensor))), outputs };

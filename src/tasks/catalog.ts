@@ -1,6 +1,8 @@
 import { FoveaError } from "../error.js";
 import { factTasks } from "./babilong/facts.js";
 import { documentTasks } from "./document-tasks.js";
+import { loogleSubstitutes } from "./loogle/substitute.js";
+import { nolimaSubstitutes } from "./nolima/nolima.js";
 import { commonWords, frequentWords } from "./ruler/counting.js";
 import { needleTasks } from "./ruler/needle.js";
 import { variableTracking } from "./ruler/variables.js";
@@ -14,6 +16,8 @@ const TASKS: readonly Task[] = [
   commonWords,
   frequentWords,
   ...factTasks,
+  ...nolimaSubstitutes,
+  ...loogleSubstitutes,
 ];
 
 /** The tasks by name, in the order of the list. */

@@ -1,5 +1,8 @@
+export * from "./bench/index.js";
 export { taskCatalog, tasksByName } from "./catalog.js";
 export * from "./documents/index.js";
+export { type LoogleDocument, parseLoogle } from "./loogle/load.js";
+export { loogleTasks } from "./loogle/tasks.js";
 export {
   bleu,
   cleanReply,
@@ -14,6 +17,7 @@ export {
   rouge,
   rougeL,
 } from "./metrics.js";
+export { effectiveLength, nolimaTasks } from "./nolima/nolima.js";
 export { frequencies } from "./ruler/counting.js";
 export {
   type CaseOptions,

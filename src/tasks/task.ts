@@ -2,7 +2,7 @@ import { FoveaError } from "../error.js";
 import type { Filler, Span, Split } from "./documents/index.js";
 
 /** How a reply is judged; `metrics.ts` defines each. */
-export type Metric = "contains" | "recall" | "only-label" | "rouge-l" | "order";
+export type Metric = "contains" | "recall" | "only-label" | "rouge-l" | "order" | "cloze";
 
 /** A question about a case's document. */
 export interface TaskQuestion {

@@ -1,152 +1,224 @@
-import { cpus } from "node:os";
+import { appendFile, mkdir } from "node:fs/promises";
+import { dirname } from "node:path";
+import { fileURLToPath } from "node:url";
 import { FoveaError } from "../../error.js";
-import { command } from "../command.js";
-import { formatBytes, formatNumber, json, table } from "../format.js";
+import type { BenchRecord, BenchRow, Mode, Skipped } from "../../tasks/index.js";
+import { runningCommit } from "../bench/commit.js";
+import { writePlots } from "../bench/plots.js";
+import { printRows } from "../bench/report.js";
+import { type Command, command } from "../command.js";
+import { readText, writeAtomic } from "../files.js";
+import { json } from "../format.js";
 import type { Io } from "../io.js";
 import { jsonOption, loadOptions, modelName, toLoadOptions } from "../model.js";
-import { choice, integer, integers, methodList, type OptionValues, UsageError } from "../options.js";
-import { progressLine } from "../progress.js";
-import { type FoveaSetting, foveaSetting } from "../speed/fovea.js";
-import { withQ8Gguf } from "../speed/gguf.js";
-import { llamaSettings, Q8_0_SHARE } from "../speed/llama.js";
-import { measureAll, type Ratio, type Row, ratios, type Setting } from "../speed/measure.js";
+import {
+  choice,
+  flag,
+  integer,
+  integers,
+  methodList,
+  type OptionValues,
+  text,
+  textOr,
+  UsageError,
+} from "../options.js";
+import { bar, type ProgressLine, progressLine } from "../progress.js";
+import { benchCompare } from "./bench-compare.js";
+import { benchSpeed } from "./bench-speed.js";
 
-const { attention: _, ...base } = loadOptions;
+const { attention: _, model: _model, ...base } = loadOptions;
 
 const options = {
+  model: text("models, separated by commas: folders, files, hf:owner/name", "models", {
+    short: "m",
+    fallbackText: "the embedded model",
+  }),
+  methods: methodList("methods, separated by commas; $ stands where a budget goes if the method is not to choose", [
+    "full",
+  ]),
+  share: text("budgets: shares of the text that may be read or kept, e.g. 1/4,1/8", "shares"),
+  length: integers("tokens of prompt and reply together, e.g. 1k,4k", "n,n,...", { min: 64, fallbackText: "1k" }),
+  tasks: textOr(
+    "tasks, families of them, ruler or all, separated by commas",
+    "tasks",
+    "documents/single,needle/single",
+  ),
+  cases: integer("questions for each task, length, method and budget", { min: 1, fallback: 200 }),
+  seeds: integer("seeds that the cases come from", { min: 1, fallback: 3 }),
+  mode: choice("methods act before the question is known, or with it", ["query-agnostic", "query-aware", "both"], {
+    fallbackText: "query-agnostic",
+  }),
+  out: text("file of records: what is in it is not run again", "runs.jsonl", { short: "o" }),
+  plots: text("also draw accuracy and time as SVG", "folder"),
+  noControls: flag("leave out random pages and the newest tokens"),
+  noPrefix: flag("do not give the model the beginning of a reply"),
+  maxTokens: integer("most tokens of a reply", { min: 1, fallbackText: "what the task says" }),
+  loogle: text("LooGLE's .jsonl file: adds the tasks loogle/...", "file"),
+  nolima: text("NoLiMa's needle set (.json): adds the tasks nolima-set/...", "file"),
+  filler: text("folder of prose that things are hidden in", "folder", { fallbackText: "the package's own" }),
   ...base,
-  depths: integers("lengths of the text in the cache, e.g. 512,8k", "n,n,...", { min: 1, fallbackText: "512,2048" }),
-  methods: methodList("methods to measure, separated by commas", ["full"]),
-  runs: integer("runs per figure (medians are printed); depths of 16k and more run once", { min: 1, fallback: 5 }),
-  decodeTokens: integer("tokens generated in a run", { min: 1, fallback: 32 }),
-  against: choice("measure this engine on the same weights, in turns with ours", ["llama.cpp"]),
-  llamaBatches: integers("batch sizes of llama.cpp to try", "n,n", { min: 1, fallbackText: "512,2048" }),
   ...jsonOption,
 };
 
-/** What `bench speed` measured; `rows` and `ratios` are its JSON. */
-export interface SpeedReport {
-  readonly model: string;
-  readonly date: string;
-  readonly cpu: string;
-  readonly threads: number;
-  readonly node: string;
-  readonly rows: readonly Row[];
-  readonly ratios: readonly Ratio[];
-  /** Milliseconds that attaching each method took. */
-  readonly attach_ms: Readonly<Record<string, number>>;
-}
+type Values = OptionValues<typeof options>;
 
-export const bench = command({
+const accuracy = command({
   name: "bench",
-  summary: "measure speed: prefill, decode and cache size at given depths and methods",
+  summary: "measure methods: accuracy, coverage, agreement, time and memory at budgets and lengths; or speed",
   about:
-    "fovea bench speed measures, for each depth and method, the tokens per second of reading a text of that length\n" +
-    "(prefill), the tokens per second of generating behind it (decode) and the bytes of the cache. With --against\n" +
-    "llama.cpp the same weights run there too, in turns with ours, with flash attention off and on and an f16 cache;\n" +
-    "ratios are against its best setting for each figure. A model that is no GGUF file is converted to Q8_0 for it.",
-  positionals: [{ name: "what", help: "speed" }],
+    "fovea bench puts the same questions over documents with known answers to every method at every budget, and prints\n" +
+    "accuracy, the share of the evidence that was read, divergence from full attention, time, cache and tokens read. A\n" +
+    "budget is what is measured over all layers and heads. Full attention, random pages and the newest tokens are in every\n" +
+    "table. docs/benchmark.md says what each figure means and lists the tasks.\n\n" +
+    "fovea bench speed      tokens per second and cache size at given depths; against llama.cpp\n" +
+    "fovea bench compare    records of several runs in one table, or a query over them",
+  positionals: [],
   options,
   examples: [
-    'fovea bench speed --depths 512,8k --methods "full,streaming-llm(sinks=4,window=512)"',
-    "fovea bench speed -m model-q8_0.gguf --against llama.cpp --threads 2 --json",
+    "fovea bench -m nano --methods quest,tidaldecode,snapkv --share 1/8 --length 1k,4k -o runs.jsonl",
+    "fovea bench --tasks needle,facts --methods snapkv --share 1/4,1/8 --mode query-aware --plots plots",
+    "fovea bench speed --depths 512,8k --against llama.cpp",
   ],
-  async run(values, [what], io) {
-    if (what !== "speed") throw new UsageError(`fovea bench measures speed, not "${what}"`, "fovea bench speed");
-    const report = await measureSpeed(values, io);
-    io.out(values.json ? json(report, io.outTty) : describe(report));
+  async run(values, _positionals, io) {
+    const { rows, skipped } = await benchModels(values, io);
+    const drawn = values.plots === undefined ? [] : await writePlots(values.plots, rows);
+    if (values.json) io.out(json({ rows, skipped, plots: drawn }, io.outTty));
+    else io.out(printRows(rows, skipped));
   },
 });
 
-async function measureSpeed(values: OptionValues<typeof options>, io: Io): Promise<SpeedReport> {
-  const name = modelName(values.model);
-  const { resolve } = await import("../../index.js");
-  // A mistake in a method string is better told before anything is measured.
-  for (const method of values.methods) resolve(method);
-  const threads = values.threads ?? cpus().length;
-  const measure = (file: string): Promise<SpeedReport> => measureFile(file, { ...values, threads }, io);
-  const report = values.against === undefined ? await measure(name) : await withQ8Gguf(name, measure);
-  return { ...report, model: name };
-}
+const PARTS: ReadonlyMap<string, Command> = new Map([
+  ["speed", benchSpeed],
+  ["compare", benchCompare],
+]);
 
-async function measureFile(
-  file: string,
-  values: OptionValues<typeof options> & { threads: number },
+/** `fovea bench`, and its parts by the word that follows. */
+export const bench: Command = {
+  ...accuracy,
+  run(args, io) {
+    const [first, ...rest] = args;
+    const part = first === undefined ? undefined : PARTS.get(first);
+    if (part) return part.run(rest, io);
+    if (first !== undefined && !first.startsWith("-"))
+      throw new UsageError(
+        `fovea bench measures speed or compares runs, if a word follows; not "${first}"`,
+        "fovea bench --methods ... measures accuracy; fovea bench speed; fovea bench compare runs.jsonl",
+      );
+    return accuracy.run(args, io);
+  },
+};
+
+async function benchModels(
+  values: Values,
   io: Io,
-): Promise<SpeedReport> {
+): Promise<{ rows: readonly BenchRow[]; skipped: readonly Skipped[] }> {
+  const { load, resolve } = await import("../../index.js");
+  const tasks = await import("../../tasks/index.js");
+  const chosen = tasks.tasksByName(names(values.tasks), await catalogWith(values));
+  const budgets = shares(values.share);
+  for (const method of values.methods) if (!method.includes("$")) resolve(method);
+  const store = await openStore(values.out);
+  const filler = await tasks.loadFiller(
+    values.filler ?? fileURLToPath(new URL("../../../data/filler", import.meta.url)),
+  );
+  const commit = await runningCommit();
   const progress = progressLine(io);
-  const { load } = await import("../../index.js");
-  const model = await load(file, toLoadOptions({ ...values, attention: undefined }, io, progress));
-  const settings: Setting[] = [];
+  const skipped: Skipped[] = [];
+  const records: BenchRecord[] = [];
   try {
-    const { layers, kvHeads, headDim, vocab } = model.info.shape;
-    const ours: FoveaSetting[] = [];
-    for (const method of values.methods) ours.push(await foveaSetting(model, method));
-    settings.push(...ours);
-    if (values.against !== undefined) {
-      const shape = { layers, kvHeads, headDim };
-      const batches = values.llamaBatches ?? [512, 2048];
-      settings.push(...(await llamaSettings({ file, threads: values.threads, batches, shape })));
+    for (const given of values.model === undefined ? [undefined] : names(values.model)) {
+      const model = await load(
+        modelName(given),
+        toLoadOptions({ ...values, model: given, attention: undefined }, io, progress),
+      );
+      try {
+        const result = await tasks.runBench({
+          models: [model],
+          methods: values.methods,
+          budgets,
+          lengths: values.length ?? [1024],
+          tasks: chosen,
+          filler,
+          cases: values.cases,
+          seeds: values.seeds,
+          modes: modesOf(values.mode),
+          controls: !values.noControls,
+          prefix: !values.noPrefix,
+          ...(values.maxTokens !== undefined && { maxTokens: values.maxTokens }),
+          known: store.known,
+          commit,
+          resident: () => process.memoryUsage.rss(),
+          signal: io.signal,
+          onRecord: store.add,
+          onProgress: (step) => draw(progress, step),
+        });
+        skipped.push(...result.skipped);
+        records.push(...result.records.slice(store.known.length));
+      } finally {
+        await model.close();
+      }
     }
-    const rows = await measureAll(settings, {
-      depths: values.depths ?? [512, 2048],
-      runs: values.runs,
-      decodeTokens: values.decodeTokens,
-      vocab,
-      signal: io.signal,
-      onStep: (text) => progress.note(text),
-    });
-    return {
-      model: file,
-      date: new Date().toISOString(),
-      cpu: cpus()[0]?.model.trim() ?? "unknown",
-      threads: values.threads,
-      node: process.version,
-      rows,
-      ratios: ratios(rows, Q8_0_SHARE),
-      attach_ms: Object.fromEntries(ours.map(({ method, attachMs }) => [method, Number(attachMs.toFixed(3))])),
-    };
+  } catch (error) {
+    if (io.signal.aborted && values.out !== undefined) {
+      progress.clear();
+      io.err(`${store.count()} records are in ${values.out}; the same command goes on\n`);
+    }
+    throw error;
   } finally {
     progress.clear();
-    for (const setting of settings) await setting.close();
-    await model.close();
   }
+  return { rows: tasks.summarise([...store.known, ...records]), skipped };
 }
 
-function describe({ rows, ratios: compared, model, cpu, threads }: SpeedReport): string {
-  if (rows.length === 0) throw new FoveaError("bad-input", "nothing was measured: no depths or no methods");
-  const lines = [`${model} on ${cpu}, ${threads} threads\n`];
-  lines.push(
-    table(
-      ["depth", "engine", "method", "prefill/s", "decode/s", "cache", "runs"],
-      rows.map((row) => [
-        String(row.depth),
-        row.engine,
-        row.method,
-        formatNumber(row.prefill_tps),
-        formatNumber(row.decode_tps),
-        formatBytes(row.cache_bytes),
-        String(row.runs),
-      ]),
-      [0, 3, 4, 5, 6],
-    ),
-  );
-  if (compared.length > 0) {
-    lines.push(
-      "\nratios against llama.cpp's best setting (above 1: ours is faster; cache: ours over theirs)\n",
-      table(
-        ["depth", "method", "prefill", "decode", "cache/f16", "cache/q8_0"],
-        compared.map((ratio) => [
-          String(ratio.depth),
-          ratio.method,
-          ratio.prefill.toFixed(2),
-          ratio.decode.toFixed(2),
-          ratio.cache_f16.toFixed(2),
-          ratio.cache_q8_0.toFixed(2),
-        ]),
-        [0, 2, 3, 4, 5],
-      ),
-    );
-  }
-  return lines.join("");
+function draw(progress: ProgressLine, { done, total, label }: { done: number; total: number; label: string }): void {
+  progress.note(`${bar(done, total)} ${done} / ${total} ${label}`);
+}
+
+async function catalogWith({ loogle, nolima }: Values) {
+  const { taskCatalog, loogleTasks, nolimaTasks } = await import("../../tasks/index.js");
+  const more = [
+    ...(loogle === undefined ? [] : loogleTasks(await readText(loogle))),
+    ...(nolima === undefined ? [] : nolimaTasks(await readText(nolima))),
+  ];
+  return new Map([...taskCatalog, ...more.map((task) => [task.name, task] as const)]);
+}
+
+const names = (given: string) =>
+  given
+    .split(",")
+    .map((name) => name.trim())
+    .filter((name) => name !== "");
+
+const modesOf = (mode: Values["mode"]): Mode[] =>
+  mode === "both" ? ["query-agnostic", "query-aware"] : [mode ?? "query-agnostic"];
+
+/** "1/8,0.25" -> [0.125, 0.25]. */
+function shares(given: string | undefined): number[] {
+  return names(given ?? "").map((word) => {
+    const [over, under = "1"] = word.split("/");
+    const share = Number(over) / Number(under);
+    if (over.trim() !== "" && share > 0 && share < 1) return share;
+    throw new UsageError(`--share takes shares of the text between 0 and 1, such as 1/8 or 0.1, got "${word}"`);
+  });
+}
+
+/** The file of records: what is in it, and how more is added. */
+async function openStore(file: string | undefined) {
+  if (file === undefined) return { known: [] as BenchRecord[], count: () => 0, add: () => undefined };
+  const { parseRecords } = await import("../../tasks/index.js");
+  const found = await readText(file).catch((error: unknown) => {
+    if (error instanceof FoveaError && error.code === "not-found") return "";
+    throw error;
+  });
+  const known = parseRecords(found, file);
+  await mkdir(dirname(file), { recursive: true });
+  // a line that was cut short goes
+  if (found !== "" && !found.endsWith("\n"))
+    await writeAtomic(file, known.map((record) => `${JSON.stringify(record)}\n`).join(""));
+  let count = known.length;
+  const add = async (record: BenchRecord) => {
+    await appendFile(file, `${JSON.stringify(record)}\n`);
+    count++;
+  };
+  return { known, count: () => count, add };
 }

@@ -1,0 +1,199 @@
+/**
+ * What nano learns, in the order in which it learns it. A stage is left when enough of its held-out questions are answered
+ * right, not when time is up.
+ */
+
+import type { Tokenizer } from "fovea/models";
+import { type DocumentOptions, type Filler, generateDocument, trainingTokens } from "fovea/tasks";
+import { type DataSource, generated, type TokenDocument } from "fovea/train";
+
+/** Positions that nano knows. */
+export const POSITIONS = 16384;
+
+/** One sort of document. */
+export interface Sort extends Omit<DocumentOptions, "seed" | "length" | "filler" | "count"> {
+  /** How often, beside the others of the stage. */
+  readonly weight: number;
+  /** Without filler. */
+  readonly bare?: boolean;
+  /** Tokens of the document; default: as many as a sequence has room for, or half or a quarter of that. */
+  readonly tokens?: number;
+}
+
+export interface Stage {
+  readonly name: string;
+  /** Tokens of a sequence: drawn anew for each step. */
+  readonly lengths: readonly number[];
+  /** Tokens of a batch. */
+  readonly size: number;
+  /** Documents; none: random tokens, said twice. */
+  readonly sorts: readonly Sort[];
+  /** Most leaps in the positions of a document. */
+  readonly gaps: number;
+  /** Answer weight beside the rest's 1. */
+  readonly answer: number;
+  /** Share of right answers at which the stage is left. */
+  readonly until: number;
+  /** Steps at which it is left in any case. */
+  readonly atMost: number;
+}
+
+const LISTS = ["pairs", "reversed"] as const;
+
+const MORE = ["several", "distractors", "wrong-opinion", "planted", "form"] as const;
+const REPORTED = ["counting", "comparison"] as const;
+
+export const STAGES: readonly Stage[] = [
+  {
+    name: "two facts",
+    ...{ lengths: [128], size: 4096, gaps: 0, answer: 10, until: 0.84, atMost: 3000 },
+    sorts: [{ weight: 1, kind: "pairs", facts: 2, questions: 2, tokens: 50 }],
+  },
+  {
+    name: "lists",
+    ...{ lengths: [128, 256], size: 4096, gaps: 1, answer: 10, until: 0.85, atMost: 650 },
+    sorts: [
+      { weight: 2, kind: "pairs" },
+      { weight: 1, kind: "reversed" },
+      { weight: 3, kind: "single", bare: true },
+    ],
+  },
+  {
+    name: "facts",
+    ...{ lengths: [128, 256], size: 4096, gaps: 1, answer: 10, until: 0.85, atMost: 3000 },
+    sorts: [
+      { weight: 1, kind: LISTS },
+      { weight: 5, kind: "single", bare: true },
+      { weight: 1, kind: "latest", bare: true },
+      { weight: 1, kind: "not-stated", bare: true },
+      { weight: 1, kind: "two-hop", bare: true },
+    ],
+  },
+  {
+    name: "sentences",
+    ...{ lengths: [256, 512], size: 4096, gaps: 2, answer: 10, until: 0.8, atMost: 3000 },
+    sorts: [
+      { weight: 1, kind: LISTS },
+      { weight: 3, kind: "single", bare: true },
+      { weight: 3, kind: "single" },
+      { weight: 1, kind: "latest" },
+      { weight: 1, kind: "not-stated" },
+      { weight: 2, kind: "two-hop" },
+    ],
+  },
+  {
+    name: "kinds",
+    ...{ lengths: [256, 512, 512], size: 4096, gaps: 2, answer: 10, until: 0.9, atMost: 3000 },
+    sorts: [
+      { weight: 1, kind: LISTS },
+      { weight: 4, kind: "single" },
+      { weight: 2, kind: "latest" },
+      { weight: 2, kind: "not-stated" },
+      { weight: 3, kind: "two-hop" },
+      { weight: 3, kind: MORE },
+      { weight: 0.5, kind: REPORTED },
+    ],
+  },
+  {
+    name: "long",
+    ...{ lengths: [512, 1024, 2048], size: 4096, gaps: 2, answer: 10, until: 2, atMost: 100_000 },
+    sorts: [
+      { weight: 1, kind: LISTS },
+      { weight: 4, kind: "single" },
+      { weight: 2, kind: "latest" },
+      { weight: 2, kind: "not-stated" },
+      { weight: 3, kind: "two-hop" },
+      { weight: 3, kind: MORE },
+      { weight: 0.5, kind: REPORTED },
+    ],
+  },
+];
+
+/** Characters a token of a document of these kinds, for sizing it without tokenising it again and again. */
+const density = (sort: Sort): number => (LISTS.some((kind) => [sort.kind].flat().includes(kind)) ? 1.7 : 2.7);
+
+/** Makes the documents of a stage. */
+export function stageData(stage: Stage, tokenizer: Tokenizer, filler: readonly Filler[]): DataSource {
+  const { name, lengths, size, sorts, gaps, answer } = stage;
+  const total = sorts.reduce((sum, sort) => sum + sort.weight, 0);
+  let room = lengths[0];
+  const make = (index: number): TokenDocument => {
+    if (sorts.length === 0) return copied(index, tokenizer);
+    const random = new Draw(index);
+    let at = random.next() * total;
+    const sort = sorts.find((s) => (at -= s.weight) < 0) ?? sorts[0];
+    const tokens = sort.tokens ?? random.pick([1, 1, 1, 0.5, 0.25]) * room;
+    return documentOf(sort, tokens, `nano ${index}`, "train", tokenizer, filler, answer);
+  };
+  const source = generated(name, tokenizer.vocabSize, make, {
+    ...{ rows: size / lengths[0], length: lengths[0] },
+    positions: { upTo: POSITIONS, gaps },
+    batch: (step) => {
+      room = lengths[Math.floor(new Draw(step).next() * lengths.length)];
+      return { rows: Math.max(1, Math.round(size / room)), length: room };
+    },
+  });
+  return source;
+}
+
+/** A document with its questions, about as long as asked for. */
+export function documentOf(
+  sort: Sort,
+  tokens: number,
+  seed: string,
+  split: "train" | "held-out",
+  tokenizer: Tokenizer,
+  filler: readonly Filler[],
+  answer = 10,
+): TokenDocument {
+  const { weight: _, bare, tokens: fixed, ...options } = sort;
+  const draw = new Draw(hash(seed));
+  // each question takes some 25 tokens with its answer
+  const most = Math.max(1, Math.floor(tokens / (bare ? 36 : 60)));
+  const questions = options.questions ?? Math.min(4 + Math.floor(draw.next() * 5), most);
+  let left = fixed ?? Math.max(90, tokens - 26 * questions);
+  for (;;)
+    try {
+      const length = Math.floor(left * density(sort));
+      const made = generateDocument({ split, questions, ...options, seed, length, ...(!bare && { filler }) });
+      return trainingTokens(made, tokenizer, { answer });
+    } catch (error) {
+      // some layouts and kinds need more room than others
+      if (left > 600) throw error;
+      left *= 1.5;
+    }
+}
+
+/** Random tokens, said twice: the second time they can be told. */
+function copied(index: number, tokenizer: Tokenizer): TokenDocument {
+  const draw = new Draw(index);
+  const n = 8 + Math.floor(draw.next() * 24);
+  const first = Array.from({ length: n }, () => 5 + Math.floor(draw.next() * (tokenizer.vocabSize - 5)));
+  const ids = [tokenizer.bos ?? 0, ...first, ...first];
+  return { ids, weights: ids.map((_, i) => (i > n + 1 ? 10 : 0)) };
+}
+
+function hash(text: string): number {
+  let h = 2166136261;
+  for (let i = 0; i < text.length; i++) h = Math.imul(h ^ text.charCodeAt(i), 16777619);
+  return h >>> 0;
+}
+
+/** Uniform numbers from a seed. */
+class Draw {
+  #state: number;
+  constructor(seed: number) {
+    this.#state = seed >>> 0;
+    this.next();
+  }
+  next(): number {
+    this.#state = (this.#state + 0x9e3779b9) >>> 0;
+    let t = this.#state;
+    t = Math.imul(t ^ (t >>> 16), 0x85ebca6b);
+    t = Math.imul(t ^ (t >>> 13), 0xc2b2ae35);
+    return ((t ^ (t >>> 16)) >>> 0) / 2 ** 32;
+  }
+  pick<T>(list: readonly T[]): T {
+    return list[Math.floor(this.next() * list.length)];
+  }
+}

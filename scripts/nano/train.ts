@@ -1,0 +1,183 @@
+/**
+ * Trains nano: `npm run train:nano`. It stops at Ctrl-C and goes on from there.
+ */
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { createTokenizer, type Tokenizer } from "fovea/models";
+import { CHAT_TEMPLATE, generateDocument, KINDS, loadFiller, SPECIAL_TOKEN_LIST, trainingText } from "fovea/tasks";
+import {
+  adamW,
+  type Batch,
+  type DataSource,
+  decoder,
+  type Evaluator,
+  type Metric,
+  muon,
+  train,
+  trainTokenizerFiles,
+} from "fovea/train";
+import { documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
+
+const { values } = parseArgs({
+  options: {
+    folder: { type: "string", default: "runs/nano" },
+    layers: { type: "string", default: "5" },
+    width: { type: "string", default: "256" },
+    heads: { type: "string", default: "8" },
+    "kv-heads": { type: "string", default: "4" },
+    mlp: { type: "string", default: "640" },
+    rate: { type: "string", default: "2e-3" },
+    steps: { type: "string", default: "100000" },
+    muon: { type: "boolean", default: false },
+    spread: { type: "string", default: "0.06" },
+    skip: { type: "string", default: "0" },
+    decay: { type: "string", default: "1" },
+    threads: { type: "string", default: "2" },
+  },
+});
+const { folder } = values;
+mkdirSync(folder, { recursive: true });
+const filler = await loadFiller("data/filler");
+
+/** The tokenizer, of texts as they are trained on. */
+function tokenizer(): Tokenizer {
+  const file = `${folder}/tokenizer.json`;
+  if (!existsSync(file)) {
+    const kinds = KINDS.filter((kind) => kind !== "rewriting");
+    const texts = Array.from(
+      { length: 4000 },
+      (_, i) => trainingText(generateDocument({ seed: `tokenizer ${i}`, length: 900, kind: kinds, filler })).text,
+    );
+    const files = trainTokenizerFiles(texts, {
+      vocabulary: 2048,
+      special: SPECIAL_TOKEN_LIST,
+      chatTemplate: CHAT_TEMPLATE,
+    });
+    writeFileSync(file, JSON.stringify(files));
+  }
+  const { tokenizer, config } = JSON.parse(readFileSync(file, "utf8"));
+  return createTokenizer(tokenizer, config);
+}
+
+const words = tokenizer();
+const model = decoder({
+  name: "nano",
+  layers: Number(values.layers),
+  width: Number(values.width),
+  heads: Number(values.heads),
+  kvHeads: Number(values["kv-heads"]),
+  mlp: Number(values.mlp),
+  positions: POSITIONS,
+  rotaryBase: 500_000,
+  tokenizer: words,
+  chatTemplate: CHAT_TEMPLATE,
+  spread: Number(values.spread),
+  seed: 1,
+});
+
+/** The step at which each stage began; written down, so that a run that goes on knows what it was doing. */
+const journal = `${folder}/stages.json`;
+const starts: number[] = existsSync(journal) ? JSON.parse(readFileSync(journal, "utf8")) : [0];
+const stageAt = (step: number): number => starts.findLastIndex((from) => from <= step) + Number(values.skip);
+const sources = STAGES.map((stage) => stageData(stage, words, filler));
+const data: DataSource = {
+  name: "nano",
+  vocabulary: words.vocabSize,
+  batch: (step) => sources[stageAt(step)].batch(step),
+};
+
+/** Held-out questions of each sort of a stage, a document a row. */
+function probe(stage: Stage, length: number): Batch {
+  const rows = Math.max(8, Math.floor(8192 / length));
+  const batch = {
+    ...{ rows, length, ids: new Int32Array(rows * length), targets: new Int32Array(rows * length).fill(-1) },
+    ...{ weights: new Float32Array(rows * length), documents: new Int32Array(rows * length).fill(1) },
+  };
+  for (let r = 0; r < rows; r++) {
+    const sort = stage.sorts[r % stage.sorts.length];
+    const { ids, weights } = documentOf(sort, sort.tokens ?? 0.8 * length, `probe ${r}`, "held-out", words, filler);
+    for (let i = 0; i < Math.min(length, ids.length); i++) {
+      batch.ids[r * length + i] = ids[i];
+      batch.documents[r * length + i] = 0;
+      if (i + 1 < Math.min(length, ids.length)) {
+        batch.targets[r * length + i] = ids[i + 1];
+        batch.weights[r * length + i] = weights?.[i + 1] === 10 ? 1 : 0;
+      }
+    }
+  }
+  return batch;
+}
+
+/** Share of the answers of which every token is the most likely one, by sort of document. */
+async function answered(evaluator: Evaluator, batch: Batch, sorts: number): Promise<number[]> {
+  const { predicted } = await evaluator.evaluate(batch);
+  const counts = Array.from({ length: sorts }, () => [0, 0]);
+  for (let r = 0; r < batch.rows; r++) {
+    let right: boolean | undefined;
+    for (let i = r * batch.length; i <= (r + 1) * batch.length; i++) {
+      const on = i < (r + 1) * batch.length && batch.weights[i] > 0;
+      if (on) right = (right ?? true) && predicted[i] === batch.targets[i];
+      else if (right !== undefined) {
+        counts[r % sorts][1]++;
+        if (right) counts[r % sorts][0]++;
+        right = undefined;
+      }
+    }
+  }
+  return counts.map(([right, all]) => right / Math.max(1, all));
+}
+
+let current = -1;
+let probes: Batch | undefined;
+const controller = new AbortController();
+process.on("SIGINT", () => controller.abort());
+const started = performance.now();
+await train({
+  ...{
+    model,
+    data,
+    steps: Number(values.steps),
+    folder,
+    saveEvery: 500,
+    logEvery: 50,
+    threads: Number(values.threads),
+  },
+  optimizer: (values.muon ? muon : adamW)({ rate: Number(values.rate), betas: [0.9, 0.98], weightDecay: 0.05 }),
+  schedule: (step) => Math.min(1, (step + 1) / 100, (Number(values.steps) - step) / Number(values.decay)),
+  signal: controller.signal,
+  evaluate: {
+    every: 50,
+    async measure(evaluator, step) {
+      const index = stageAt(step - 1);
+      const stage = STAGES[index];
+      if (index !== current) {
+        current = index;
+        probes =
+          stage.sorts.length > 0
+            ? probe(stage, Math.max(...stage.lengths))
+            : (stageData(stage, words, filler).batch(1e9) as Batch);
+      }
+      const shares = await answered(evaluator, probes as Batch, Math.max(1, stage.sorts.length));
+      let mean = shares.reduce((a, b) => a + b, 0) / shares.length;
+      if (stage.sorts.length === 0) {
+        const { predicted } = await evaluator.evaluate(probes as Batch);
+        const at = [...predicted.keys()].filter((i) => (probes as Batch).weights[i] > 0);
+        mean = at.filter((i) => predicted[i] === (probes as Batch).targets[i]).length / at.length;
+      }
+      if ((mean >= stage.until || step - starts[index] >= stage.atMost) && index + 1 < STAGES.length) {
+        starts.push(step);
+        writeFileSync(`${journal}.tmp`, JSON.stringify(starts));
+        renameSync(`${journal}.tmp`, journal);
+      }
+      console.log(`${step} ${stage.name}: ${shares.map((x) => x.toFixed(2)).join(" ")}`);
+      return { stage: index, right: mean };
+    },
+  },
+  onMetric: ({ step, loss = 0, norm = 0, tokens = 0, tokens_per_second, right }: Metric) => {
+    const minutes = (performance.now() - started) / 60_000;
+    console.log(
+      `  ${step} loss ${loss.toFixed(3)} norm ${norm.toFixed(2)} ${tokens_per_second} tokens/s, ` +
+        `${(tokens / 1e6).toFixed(2)}M tokens, ${minutes.toFixed(1)} min, right ${right?.toFixed(3) ?? ""}`,
+    );
+  },
+});
