@@ -265,8 +265,17 @@ it.each(["key decay", "value decay", "delta with parts", "gated delta"])(
 
 describe("in other families", () => {
   it.each(["gemma3", "gpt2"] as const)("%s: windows, learned positions, grouped heads", async (family) => {
-    for (const use of Object.values(USES)) {
-      const config = configOf(use, family);
+    const some = [
+      "softmax",
+      "squared",
+      "key decay",
+      "gated delta",
+      "counting",
+      "with a memory",
+      "with a memory and a state",
+    ];
+    for (const name of some) {
+      const config = configOf(USES[name], family);
       const ids = someIds(30, config.vocab, 9);
       const engine = await engineFor(checkpointOf(config));
       expect(worst(await prefillAll(engine, ids), await trainingLogits(config, ids))).toBeLessThan(5e-3);
