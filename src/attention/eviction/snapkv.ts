@@ -4,10 +4,8 @@ import { budget, budgetTokens, largest } from "../budget.js";
 import { method } from "../method.js";
 import { endsTurn, inPrompt } from "../turn.js";
 
-const parameters = z.object({
-  capacity: budget()
-    .default(2048)
-    .describe("tokens of the prompt that stay, or their share of it; the window included"),
+/** How a window of queries scores the tokens before it; Ada-KV's parameters too. */
+export const windowParameters = {
   window: z.int().min(1).default(32).describe("last prompt tokens, whose queries choose and which stay (m)"),
   kernel: z
     .int()
@@ -16,6 +14,12 @@ const parameters = z.object({
     .default(5)
     .describe("width over which scores are pooled along the text"),
   pool: z.enum(["avg", "max"]).default("avg").describe("average (zero padding counts) or maximum"),
+};
+const parameters = z.object({
+  capacity: budget()
+    .default(2048)
+    .describe("tokens of the prompt that stay, or their share of it; the window included"),
+  ...windowParameters,
 });
 type Parameters = z.output<typeof parameters>;
 
@@ -45,21 +49,32 @@ export const snapkv = method({
   parameters,
   async retain(step: RetainStep, params) {
     if (step.when !== "after" || !inPrompt(step) || !endsTurn(step)) return;
-    const { heads, kvHeads } = step.model;
     const length = step.view.length(0);
     const capacity = budgetTokens(params.capacity, length);
     if (length <= capacity) return;
     const window = Math.min(params.window, step.queryRows);
-    const weights = await step.weights(window); // [Hq, m, S]
-    for (let kv = 0; kv < kvHeads; kv++) {
-      const group = heads / kvHeads;
-      const pooled = Array.from({ length: group }, (_, g) =>
-        pool(windowScores(weights, kv * group + g, window, length), params.kernel, params.pool),
-      );
-      step.keep(kv, snapEntries(mean(pooled), length, window, capacity));
-    }
+    for (const [kv, scores] of (await pooledScores(step, window, params)).entries())
+      step.keep(kv, snapEntries(scores, length, window, capacity));
   },
 });
+
+/** Scores of the tokens before the window, one row a KV head: the mean over its query heads' pooled ones, [S - m]. */
+export async function pooledScores(
+  step: RetainStep,
+  window: number,
+  { kernel, pool: kind }: Pick<Parameters, "kernel" | "pool">,
+): Promise<Float32Array[]> {
+  const { heads, kvHeads } = step.model;
+  const group = heads / kvHeads;
+  const weights = await step.weights(window); // [Hq, m, S]
+  return Array.from({ length: kvHeads }, (_, kv) =>
+    mean(
+      Array.from({ length: group }, (_, g) =>
+        pool(windowScores(weights, kv * group + g, window, step.view.length(0)), kernel, kind),
+      ),
+    ),
+  );
+}
 
 /** Sums of a head's weights [m, S] over the window's queries, without the window's own columns: [S - m]. */
 export function windowScores(weights: Float32Array, head: number, window: number, length: number): Float32Array {
