@@ -3,6 +3,8 @@ export { parseCalibration, printCalibration } from "./calibration.js";
 export type { AnyMethod, MethodsInput } from "./catalog.js";
 export { catalog, listMethods, methodString, resolve } from "./catalog.js";
 export { chai } from "./compression/chai.js";
+export type { KvHeadBases } from "./compression/compress-kv-heads.js";
+export { compressKvHeads, kvHeadBases } from "./compression/compress-kv-heads.js";
 export { compresskv } from "./compression/compresskv.js";
 export type { NeedlePrompt, TaskPrompts } from "./compression/compresskv-calibration.js";
 export {
@@ -13,15 +15,16 @@ export {
 export { clusterCounts, headProducts } from "./compression/head-clusters.js";
 export type { LayerSimilarity } from "./compression/layer-similarity.js";
 export { bestSpan, layerSimilarity } from "./compression/layer-similarity.js";
+export { mha2mla } from "./compression/mha2mla.js";
+export type { LatentOptions } from "./compression/mha2mla-calibration.js";
+export { latentBases } from "./compression/mha2mla-calibration.js";
 export { sharedAttention } from "./compression/shared-attention.js";
 export { attentionOrder, attnrank } from "./context/attnrank.js";
 export type { BasinPrompt, ItemAttention, ItemAttentionOptions } from "./context/basin.js";
 export { basinDepth, basinProfile, itemAttention, itemShares } from "./context/basin.js";
 export { gemfilter } from "./context/gemfilter.js";
-export { adaKv } from "./eviction/ada-kv.js";
 export { h2o } from "./eviction/h2o.js";
 export { snapkv } from "./eviction/snapkv.js";
-export { tova } from "./eviction/tova.js";
 export { full } from "./full.js";
 export type { HeadList } from "./heads/head-list.js";
 export { parseHeadList, printHeadList } from "./heads/head-list.js";
@@ -60,6 +63,8 @@ export type {
   Trial,
 } from "./method.js";
 export { cardOf, method } from "./method.js";
+export type { MethodTensors } from "./method-tensors.js";
+export { encodeMethodTensors, parseMethodTensors } from "./method-tensors.js";
 export type { AttentionRows, AttentionRowsOptions } from "./observers/attention-rows.js";
 export { attentionRows } from "./observers/attention-rows.js";
 export type { TrackedPrompt, TrackerHead } from "./observers/attention-tracker.js";

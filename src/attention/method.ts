@@ -141,6 +141,7 @@ const INLINE = [
   "embeddings",
   "position",
   "activations",
+  "keys",
   "retain",
   "select",
   "bias",
@@ -159,6 +160,7 @@ const INLINE = [
 /** Hooks of the engine that stand under another name in the design's table. */
 const TABLE_NAME: globalThis.Partial<Record<(typeof INLINE)[number], HookName>> = {
   bias: "scores",
+  keys: "activations",
   attnOut: "heads",
   mlpOut: "mlp",
 };

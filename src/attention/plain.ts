@@ -117,6 +117,7 @@ export class PlainLayer {
     const near = k.slice();
     this.#rotate(k, kvHeads, placed?.key ?? positions, plan);
     this.#rotate(near, kvHeads, positions, plan);
+    for (const m of hooks.keys) m.hooks.keys?.(this.#bind({ ...base, k, v }, m));
     this.#near = undefined;
     if (placed?.near) {
       this.#near = { window: placed.near.window, q: unrotated.slice(), first: positions[0] };

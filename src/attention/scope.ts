@@ -3,6 +3,7 @@ import type {
   AttentionStep,
   HeadsStep,
   Hooks,
+  KeysStep,
   LogBias,
   ModelShape,
   Part,
@@ -19,6 +20,7 @@ export const HEAD_HOOKS: readonly (keyof Hooks)[] = [
   "state",
   "observe",
   "activations",
+  "keys",
   "retain",
   "select",
   "bias",
@@ -35,7 +37,7 @@ export const HEAD_HOOKS: readonly (keyof Hooks)[] = [
 export function limitToHeads(hooks: Hooks, heads: readonly HeadName[]): Hooks {
   const limited: Hooks = { ...hooks };
   const within = (layer: number, model: ModelShape) => headsInScope(heads, layer, model);
-  const { activations, retain, select, bias, scores, pattern, heads: outputs } = hooks;
+  const { activations, keys, retain, select, bias, scores, pattern, heads: outputs } = hooks;
   if (activations)
     limited.activations = (step: ActivationsStep) => {
       const { query, kv } = within(step.layer, step.model);
@@ -45,6 +47,13 @@ export function limitToHeads(hooks: Hooks, heads: readonly HeadName[]): Hooks {
         keepRows(step.v, step.rows, kv),
       ];
       activations(step);
+      for (const back of restore) back();
+    };
+  if (keys)
+    limited.keys = (step: KeysStep) => {
+      const { kv } = within(step.layer, step.model);
+      const restore = [keepRows(step.k, step.rows, kv), keepRows(step.v, step.rows, kv)];
+      keys(step);
       for (const back of restore) back();
     };
   if (retain)

@@ -175,6 +175,15 @@ export class AttentionRunner {
     turn(q, shape.heads, queryAt);
     turn(k, shape.kvHeads, keyAt);
     scaleQueries(q, shape.heads * shape.keyDim, positions, plan);
+    if (near && hooks.keys.length > 0)
+      throw new FoveaError(
+        "unsupported",
+        `${hooks.keys[0].name} edits keys where they stand, and near ones are turned`,
+        {
+          hint: "attach it without a method that reads near keys at other positions, such as self-extend",
+        },
+      );
+    for (const { index, hooks: h } of hooks.keys) h.keys?.(boundStep(base, { k, v }, sequence.states, index));
     const rotateAt = (at: Int32Array, first: number, count: number) => {
       const width = shape.heads * shape.keyDim;
       const x = unrotated.slice(first * width, (first + count) * width);

@@ -39,6 +39,7 @@ export interface LayerHooks {
   readonly position: MethodHooks | undefined;
   readonly mechanism: MethodHooks | undefined;
   readonly activations: readonly MethodHooks[];
+  readonly keys: readonly MethodHooks[];
   readonly retain: readonly MethodHooks[];
   readonly select: readonly MethodHooks[];
   readonly bias: readonly MethodHooks[];
@@ -82,7 +83,7 @@ export interface Composed {
 }
 
 /**
- * Composes methods, in the order given. The law: activations, heads, residual, logits: in sequence. scores: biases add,
+ * Composes methods, in the order given. The law: activations, keys, heads, residual, logits: in sequence. scores: biases add,
  * edits in sequence. select: intersect, forced entries unite. retain: in order, each seeing what the one before left.
  * position, mechanism, replacement of the pattern: one only in a layer.
  *
@@ -108,7 +109,7 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
       "sets how positions enter queries and keys",
     );
     const mechanism = onlyOne(at("mechanism"), layer, "mechanism", "replaces attention");
-    const [activations, retain, heads] = [at("activations"), at("retain"), at("heads")];
+    const [activations, keys, retain, heads] = [at("activations"), at("keys"), at("retain"), at("heads")];
     const [select, bias, scores, pattern, observe] = [
       at("select"),
       at("bias"),
@@ -130,10 +131,10 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
           `attention, so that ${reading[0].name} has no attention rows to act on`,
         { hint: "give one of them `layers` that leave this layer out" },
       );
-    checkOwnMechanism(model, [...reading, ...at("mechanism"), ...inLayer("position", layer)], retain);
+    checkOwnMechanism(model, [...reading, ...at("mechanism"), ...inLayer("position", layer)], [...keys, ...retain]);
     const reads = reading.length > 0;
     return {
-      ...{ position, mechanism, activations, retain, select, bias, scores, pattern, observe, heads, reads },
+      ...{ position, mechanism, activations, keys, retain, select, bias, scores, pattern, observe, heads, reads },
       attnOut: at("attnOut"),
       mlp: at("mlp"),
       mlpOut: at("mlpOut"),
@@ -141,7 +142,8 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
       everyRow: scores.length + pattern.length + observe.length > 0,
       rowBlock: commonRowBlock(select),
       byBlocks: select.length > 0 && reading.length === select.length && select.every((m) => m.hooks.rowBlock),
-      attention: reads || !!position || !!mechanism || activations.length + retain.length + heads.length > 0,
+      attention:
+        reads || !!position || !!mechanism || activations.length + keys.length + retain.length + heads.length > 0,
     };
   });
   return {
@@ -177,6 +179,7 @@ const NOTHING: LayerHooks = {
   position: undefined,
   mechanism: undefined,
   activations: [],
+  keys: [],
   retain: [],
   select: [],
   bias: [],

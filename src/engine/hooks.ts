@@ -160,6 +160,12 @@ export interface ActivationsStep<State = unknown> extends Step<State> {
   readonly v: Float32Array; // [T, Hkv, D]
 }
 
+/** Keys and values as they are about to be stored and read: keys rotated. Edit in place. */
+export interface KeysStep<State = unknown> extends Step<State> {
+  readonly k: Float32Array; // [T, Hkv, D]
+  readonly v: Float32Array; // [T, Hkv, D]
+}
+
 /** How positions enter: the plan and the integers that stand for the rows' positions. */
 export interface PositionStep<State = unknown> extends Step<State> {
   /** The model's own plan for this layer (null: no rotation). The same object at every step. */
@@ -358,6 +364,8 @@ export interface Hooks<State = unknown> {
   embeddings?(step: TapStep<State>): void;
   position?(step: PositionStep<State>): PositionResult | undefined;
   activations?(step: ActivationsStep<State>): void;
+  /** Edits of keys after rotation and of values, before they are stored and read. */
+  keys?(step: KeysStep<State>): void;
   retain?(step: RetainStep<State>): void | Promise<void>;
   select?(step: AttentionStep<State>): readonly (Part | Partial)[] | Promise<readonly (Part | Partial)[]>;
   /** Added to the logits before the softmax: runs in the kernel path. */

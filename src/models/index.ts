@@ -67,7 +67,7 @@ export {
   rotaryTable,
   yarnAttention,
 } from "./rotary.js";
-export { openSafetensors, writeSafetensors } from "./safetensors.js";
+export { encodeSafetensors, openSafetensors, parseSafetensors, writeSafetensors } from "./safetensors.js";
 export { type ByteSource, openSource, type SourceLike } from "./source.js";
 export type { TensorFile, TensorInfo, TensorToWrite } from "./tensor-file.js";
 export { tinyTokenizer } from "./tiny-tokenizer.js";

@@ -1,6 +1,6 @@
 import { FoveaError } from "../error.js";
 import { describe, isObject, parseJsonObject } from "./json.js";
-import { byteLength, dtypeRow } from "./quants.js";
+import { byteLength, dequantize, dtypeRow } from "./quants.js";
 import { type ByteSource, hasNode, openSource, type SourceLike } from "./source.js";
 import {
   checkedSize,
@@ -116,10 +116,15 @@ async function readHeader(
   source: ByteSource,
 ): Promise<{ tensors: [TensorInfo, number][]; metadata: Record<string, string> }> {
   const { name, size } = source;
-  const hint = "The file is truncated, corrupt or not a safetensors file; fetch it again.";
   if (size < 8) throw new FoveaError("bad-file", `${name}: ${size} bytes are too few for a safetensors file`, { hint });
-  const prefix = await source.read(0, 8);
-  const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
+  const length = headerLength(name, size, await source.read(0, 8));
+  return checkHeader(name, size, await source.read(8, length));
+}
+
+const hint = "The file is truncated, corrupt or not a safetensors file; fetch it again.";
+
+function headerLength(name: string, size: number, prefix: Uint8Array): number {
+  const length = Number(new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true));
   if (length > MAX_HEADER || length > size - 8) {
     throw new FoveaError(
       "bad-file",
@@ -127,8 +132,16 @@ async function readHeader(
       { hint },
     );
   }
-  const header = parseJsonObject(await source.read(8, length), `the header of ${name}`, { maxDepth: 8 });
-  const start = 8 + length;
+  return length;
+}
+
+function checkHeader(
+  name: string,
+  size: number,
+  bytes: Uint8Array<ArrayBuffer>,
+): { tensors: [TensorInfo, number][]; metadata: Record<string, string> } {
+  const header = parseJsonObject(bytes, `the header of ${name}`, { maxDepth: 8 });
+  const start = 8 + bytes.length;
   const room = size - start;
   const tensors: [TensorInfo, number][] = [];
   const metadata: Record<string, string> = Object.create(null);
@@ -156,6 +169,31 @@ async function readHeader(
     });
   }
   return { tensors, metadata };
+}
+
+/**
+ * All tensors of a safetensors file that lies in memory, widened to float32, at once: for small files that a method
+ * brings. Throws FoveaError "bad-file", "unsupported" for a type that cannot be read.
+ */
+export function parseSafetensors(
+  bytes: Uint8Array<ArrayBuffer>,
+  name: string,
+): {
+  readonly tensors: ReadonlyMap<
+    string,
+    { readonly shape: readonly number[]; readonly data: Float32Array<ArrayBuffer> }
+  >;
+  readonly metadata: Readonly<Record<string, string>>;
+} {
+  const size = bytes.length;
+  if (size < 8) throw new FoveaError("bad-file", `${name}: ${size} bytes are too few for a safetensors file`, { hint });
+  const length = headerLength(name, size, bytes.subarray(0, 8));
+  const { tensors, metadata } = checkHeader(name, size, bytes.slice(8, 8 + length));
+  const read = tensors.map(([info, at]) => {
+    const data = dequantize(info.dtype, bytes.slice(at, at + info.bytes), elementCount(info.shape));
+    return [info.name, { shape: info.shape, data }] as const;
+  });
+  return { tensors: new Map(read), metadata };
 }
 
 function checkTensor(file: string, name: string, value: unknown, start: number, room: number): [TensorInfo, number] {
