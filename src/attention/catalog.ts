@@ -7,8 +7,10 @@ import { mha2mla } from "./compression/mha2mla.js";
 import { sharedAttention } from "./compression/shared-attention.js";
 import { attnrank } from "./context/attnrank.js";
 import { gemfilter } from "./context/gemfilter.js";
+import { adaKv } from "./eviction/ada-kv.js";
 import { h2o } from "./eviction/h2o.js";
 import { snapkv } from "./eviction/snapkv.js";
+import { tova } from "./eviction/tova.js";
 import { full } from "./full.js";
 import { knockOut } from "./heads/knock-out.js";
 import { type Card, cardOf, type MethodFactory } from "./method.js";
@@ -74,6 +76,8 @@ const METHODS: readonly AnyMethod[] = [
   dhsa,
   qada,
   longheads,
+  tova,
+  adaKv,
 ];
 
 /** The methods by name, in the order of the list. */
