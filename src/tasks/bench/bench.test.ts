@@ -1,5 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { randomCheckpoint } from "../../../test/random-checkpoint.js";
 import type { Model } from "../../engine/api.js";
+import { localConnection } from "../../engine/connection.js";
+import { Host } from "../../engine/host.js";
+import { createModel } from "../../engine/model.js";
 import { load } from "../../load.js";
 import { tasksByName } from "../catalog.js";
 import { type Filler, loadFiller } from "../documents/index.js";
@@ -7,7 +11,7 @@ import { budgeted, solveBudget } from "./budget.js";
 import { klDivergence, klOfRows } from "./kl.js";
 import { PromptFormat } from "./prompt.js";
 import { type BenchRecord, parseRecords, recordKey } from "./record.js";
-import { type BenchOptions, runBench } from "./run.js";
+import { type BenchOptions, knowsNothing, runBench } from "./run.js";
 import { bootstrap, summarise } from "./summary.js";
 
 describe("budgets", () => {
@@ -23,7 +27,8 @@ describe("budgets", () => {
     expect(budgeted("quest(denseLayers=1)")?.sparse).toBeUndefined();
     expect(budgeted("h2o(heavy=$,recent=16)")?.at(50)).toBe("h2o(heavy=50,recent=16)");
     expect(budgeted("streaming-llm(sinks=0)+full")?.at(9)).toBe("streaming-llm(window=9,sinks=0)+full");
-    expect(budgeted("random-pages")).toMatchObject({ kind: "keep" });
+    expect(budgeted("random-pages")?.kind).toBe("read");
+    expect(budgeted("random-pages(action=keep)")?.kind).toBe("keep");
     expect(budgeted("snapkv")?.kind).toBe("keep");
   });
 
@@ -136,6 +141,19 @@ describe("runBench", () => {
       expect([r.tokens_scored, r.spec, r.budget]).toEqual([0, "full", null]);
       expect(r.depth).toBeLessThanOrEqual(700);
     }
+  });
+
+  it("knows random weights from those that know something", async () => {
+    expect(records[0].speed_only).toBe(false);
+    const checkpoint = randomCheckpoint("llama");
+    const options = { threads: 1, memory: 2 ** 30, precision: "float32", cache: "float32" } as const;
+    const host = await Host.create(checkpoint, options, async () => []);
+    const connection = localConnection(host);
+    const info = await connection.call("info", { methods: [] });
+    const { config, tokenizer } = checkpoint;
+    const random = createModel({ connection, config, tokenizer, info, methods: [] });
+    expect(await knowsNothing(random, filler)).toBe(true);
+    await connection.close();
   });
 
   it("meets budgets by what is measured", () => {

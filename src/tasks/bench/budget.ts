@@ -31,6 +31,8 @@ interface Place {
   readonly also?: MethodCall["params"];
   /** What makes layers sparse that are dense by default. */
   readonly sparse?: MethodCall["params"];
+  /** What the budget bounds, where the hooks do not say. */
+  readonly kind?: (params: MethodCall["params"]) => BudgetKind;
 }
 
 const TOKENS: BudgetRange = { least: 1, step: 1 };
@@ -39,11 +41,13 @@ const TOKENS: BudgetRange = { least: 1, step: 1 };
 const PLACES: Readonly<Record<string, Place | null>> = {
   dhsa: null,
   h2o: { parts: { heavy: 1 / 2, recent: 1 / 2 } },
-  hip: { parts: { tokens: 1 / 2, window: 1 / 2 } },
+  hip: { parts: { tokens: 1 / 2, window: 1 / 2 }, range: { least: 8, step: 1 }, sparse: { denseLayers: 0 } },
   lessismore: { parts: { tokens: 1 }, sparse: { choose: 0 } },
-  magicpig: { parts: { tables: 1 }, range: { least: 2, most: 1000, step: 1 } },
-  moba: { parts: { block: 1 / 3 }, also: { decode: "sparse" } },
+  longheads: { parts: { length: 1, chunk: 1 / 8 }, range: { least: 24, step: 1 }, also: { begin: 0 } },
+  magicpig: { parts: { tables: 1 }, range: { least: 2, most: 1000, step: 1 }, sparse: { denseLayers: 0 } },
+  moba: { parts: { block: 1 / 3 }, also: { decode: "sparse" }, sparse: { denseLayers: 0 } },
   qada: { parts: { tau: 1 }, range: { least: 0, most: 1.2, step: 0.01 } },
+  "random-pages": { parts: { tokens: 1 }, kind: ({ action }) => (action === "keep" ? "keep" : "read") },
   sale: null,
   "shared-attention": null,
   "star-attention": null,
@@ -97,7 +101,7 @@ function fill(calls: readonly MethodCall[], i: number, place: Place): Budgeted {
     const call = { ...calls[i], params: { ...also, ...more, ...Object.fromEntries(own), ...params } };
     return printMethods(calls.map((c, j) => (i === j ? call : c)));
   };
-  const kind = kindOf([calls[i]]);
+  const kind = place.kind?.(params) ?? kindOf([calls[i]]);
   const base = { kind, range };
   return {
     ...base,

@@ -150,11 +150,16 @@ async function aboutModel(model: Model, { commit = "", filler, signal }: BenchOp
   };
 }
 
-/** True for weights that say no more about a text than chance, not even where it stands twice: random ones. */
+/** True for weights that say no more about a text than chance, not even where it stands a second time: random ones. */
 export async function knowsNothing(model: Model, filler: readonly Filler[], signal?: AbortSignal): Promise<boolean> {
   const passage = filler[0]?.sentences.slice(0, 4).join(" ") ?? "The quick brown fox jumps over the lazy dog.";
-  const { tokens, logprob } = await model.score(`${passage} ${passage}`, { ...(signal && { signal }) });
-  return -logprob / Math.max(1, tokens.length - 1) > 0.95 * Math.log(model.info.shape.vocab);
+  const most = Math.min(128, model.info.shape.maxPositions >> 1);
+  const ids = model.prompt(passage, { special: false }).ids.slice(0, most);
+  const { tokens } = await model.score([...ids, ...ids], { ...(signal && { signal }) });
+  const half = tokens.length >> 1;
+  const surprise = (part: typeof tokens) => -part.reduce((sum, t) => sum + t.logprob, 0) / part.length;
+  const [first, again] = [surprise(tokens.slice(1, half)), surprise(tokens.slice(half))];
+  return again > 0.8 * first && first > 0.95 * Math.log(model.info.shape.vocab);
 }
 
 interface Shared {
