@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { resolve } from "../src/attention/index.js";
 import type { Engine } from "../src/engine/engine.js";
 import type { AttachedMethod, Hooks } from "../src/engine/hooks.js";
+import { rotate } from "../src/engine/rotary.js";
 import { FAMILIES, type FamilyName, randomConfig, randomWeights } from "../src/models/index.js";
 import { checkpointOf, engineFor, randomCheckpoint, someIds } from "./random-checkpoint.js";
 import { compileWhole, logitsOf } from "./whole-model.js";
@@ -199,6 +200,25 @@ describe("paths, threads and batches", () => {
     await decoded(engine, [method], 3);
     // nobody asks for the last layer of this prompt
     expect(checked).toBe(4 * engine.config.layers - 1);
+  });
+
+  test("retain sees the plan that turned its queries", async () => {
+    const projected = new Map<string, Float32Array>();
+    let checked = 0;
+    const method = hook("plan", {
+      activations: ({ layer, positions, q }) => void projected.set(`${layer}.${positions[0]}`, q.slice()),
+      retain: (step) => {
+        const { plan, model, positions } = step;
+        if (!plan) throw new Error("no plan");
+        if (step.when === "before") return;
+        const q = projected.get(`${step.layer}.${positions[0]}`) as Float32Array;
+        rotate(q, model.heads, model.headDim, positions, plan);
+        expect(distance(q, step.q.slice())).toBeLessThan(1e-5);
+        checked++;
+      },
+    });
+    await decoded(engine, [method], 3);
+    expect(checked).toBe(4 * engine.config.layers);
   });
 
   test("edits at every tap reach the output, and undoing them restores it", async () => {

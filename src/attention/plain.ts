@@ -17,6 +17,7 @@ import type {
 import { entriesOf, isPartial } from "../engine/hooks.js";
 import { rotate } from "../engine/rotary.js";
 import { withoutBlocks } from "../engine/row-ranges.js";
+import type { StepBase } from "../engine/steps.js";
 
 /** Rows entering a layer of attention: unrotated projections. */
 export interface PlainRows {
@@ -124,7 +125,7 @@ export class PlainLayer {
       turnQueries(this.#near.q, positions, positions);
     }
 
-    await this.#retain("before", base, new Float32Array(0));
+    await this.#retain("before", base, new Float32Array(0), plan);
     this.#append(k, near, v, positions);
 
     const out = new Float32Array(q.length);
@@ -156,7 +157,7 @@ export class PlainLayer {
       out.set(await this.#attend(step), first * width);
     }
     for (const m of hooks.heads) m.hooks.heads?.(this.#bind({ ...base, heads: out }, m));
-    await this.#retain("after", base, q);
+    await this.#retain("after", base, q, plan);
     this.#length += rows;
     return out;
   }
@@ -243,11 +244,7 @@ export class PlainLayer {
     return { output, lse };
   }
 
-  async #retain(
-    when: "before" | "after",
-    base: Omit<RetainStep, "state" | "when" | "view" | "scale" | "queryRows" | "q" | "incoming" | "weights" | "keep">,
-    q: Float32Array,
-  ): Promise<void> {
+  async #retain(when: "before" | "after", base: StepBase, q: Float32Array, plan: RotaryPlan | null): Promise<void> {
     const width = this.model.width;
     for (const m of this.composed.layer(0).retain) {
       const step: Omit<RetainStep, "state"> = {
@@ -255,6 +252,7 @@ export class PlainLayer {
         when,
         view: this.#view(),
         scale: this.model.headDim ** -0.5,
+        plan,
         queryRows: when === "after" ? base.rows : 0,
         q,
         incoming: when === "before" ? base.rows : 0,

@@ -192,7 +192,7 @@ export class AttentionRunner {
       return x;
     };
 
-    await this.#retain(hooks, sequence, base, shape, "before", { view: () => cacheView(cache) });
+    await this.#retain(hooks, sequence, base, shape, "before", { plan, view: () => cacheView(cache) });
 
     // where the keys lie
     const mechanism = hooks.mechanism?.hooks.mechanism;
@@ -241,6 +241,7 @@ export class AttentionRunner {
       let left: KeySource | undefined = source;
       const leftKeys = () => (left ??= nearer(keptKeys(lying, this.#blocks, source.view, kept)));
       await this.#retain(hooks, sequence, base, shape, "after", {
+        plan,
         view: () => leftKeys().view,
         source: leftKeys,
         q,
@@ -257,6 +258,7 @@ export class AttentionRunner {
     if (byGraph) cache.append(k, v, rows);
     if (hooks.retain.length > 0)
       await this.#retain(hooks, sequence, base, shape, "after", {
+        plan,
         view: () => cacheView(cache),
         source: () => nearer(stored(), paged),
         q,
@@ -361,6 +363,7 @@ export class AttentionRunner {
     shape: AttentionShape,
     when: "before" | "after",
     keys: {
+      readonly plan: RotaryPlan | null;
       readonly view: () => KeyView;
       readonly source?: () => KeySource;
       readonly q?: Float32Array;
@@ -376,6 +379,7 @@ export class AttentionRunner {
         // each method sees what the one before left
         view: keys.view(),
         scale: shape.scale,
+        plan: keys.plan,
         queryRows: q ? base.rows : 0,
         q: q ?? NO_QUERIES,
         weights: async (n) => {

@@ -273,6 +273,8 @@ export interface RetainStep<State = unknown> extends Step<State> {
   readonly when: "before" | "after";
   readonly view: KeyView;
   readonly scale: number;
+  /** The plan by which the layer's queries and keys are rotated (null: no rotation). */
+  readonly plan: RotaryPlan | null;
   /** Rows whose queries are given: the last `queryRows` of the step. */
   readonly queryRows: number;
   /** Rotated queries, [queryRows, Hq, D]; empty when `when` is "before". */

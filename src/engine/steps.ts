@@ -9,6 +9,7 @@ import type {
   Phase,
   ProductOptions,
   RetainStep,
+  RotaryPlan,
   Step,
 } from "./hooks.js";
 
@@ -118,6 +119,7 @@ export interface RetainFields {
   readonly when: "before" | "after";
   readonly view: KeyView;
   readonly scale: number;
+  readonly plan: RotaryPlan | null;
   readonly queryRows: number;
   readonly q: Float32Array;
   weights(n: number): Promise<Float32Array>;
@@ -129,6 +131,7 @@ export class BoundRetainStep extends BoundStep implements RetainStep {
   readonly when: "before" | "after";
   readonly view: KeyView;
   readonly scale: number;
+  readonly plan: RotaryPlan | null;
   readonly queryRows: number;
   readonly q: Float32Array;
   readonly incoming: number;
@@ -139,6 +142,7 @@ export class BoundRetainStep extends BoundStep implements RetainStep {
     this.when = fields.when;
     this.view = fields.view;
     this.scale = fields.scale;
+    this.plan = fields.plan;
     this.queryRows = fields.queryRows;
     this.q = fields.q;
     this.incoming = fields.when === "before" ? base.rows : 0;
