@@ -8,6 +8,7 @@ import { sharedAttention } from "./compression/shared-attention.js";
 import { attnrank } from "./context/attnrank.js";
 import { gemfilter } from "./context/gemfilter.js";
 import { adaKv } from "./eviction/ada-kv.js";
+import { expectedAttention } from "./eviction/expected-attention.js";
 import { h2o } from "./eviction/h2o.js";
 import { snapkv } from "./eviction/snapkv.js";
 import { tova } from "./eviction/tova.js";
@@ -78,6 +79,7 @@ const METHODS: readonly AnyMethod[] = [
   longheads,
   tova,
   adaKv,
+  expectedAttention,
 ];
 
 /** The methods by name, in the order of the list. */

@@ -24,6 +24,7 @@ export type { BasinPrompt, ItemAttention, ItemAttentionOptions } from "./context
 export { basinDepth, basinProfile, itemAttention, itemShares } from "./context/basin.js";
 export { gemfilter } from "./context/gemfilter.js";
 export { adaKv } from "./eviction/ada-kv.js";
+export { expectedAttention } from "./eviction/expected-attention.js";
 export { h2o } from "./eviction/h2o.js";
 export { snapkv } from "./eviction/snapkv.js";
 export { tova } from "./eviction/tova.js";
