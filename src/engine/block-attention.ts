@@ -50,15 +50,22 @@ export class BlockAttention {
   /** Attention over keys that are listed by blocks of rows. */
   readonly gathered: GatheredAttention;
   readonly #segments: SegmentCache;
+  /** For many runs of few logits, whose memory is kept from one to the next. */
+  readonly #small: SegmentCache;
 
   constructor(options: CompileOptions) {
     this.#segments = new SegmentCache(options);
-    this.gathered = new GatheredAttention(options, (...request) => this.attend(...request));
+    this.#small = new SegmentCache({ ...options, arena: true });
+    this.gathered = new GatheredAttention(options, (...request) => this.#attend(this.#small, ...request));
   }
 
   /** (output [T, Hq, Dv], lse [T, Hq]); a row that sees nothing gives 0 and -Infinity. */
-  async attend(shape: AttentionShape, query: BlockQuery, k: KeyBlock, v: KeyBlock) {
-    const segment = await this.#get("attend", shape, variant(shape, query, k));
+  attend(shape: AttentionShape, query: BlockQuery, k: KeyBlock, v: KeyBlock) {
+    return this.#attend(this.#segments, shape, query, k, v);
+  }
+
+  async #attend(segments: SegmentCache, shape: AttentionShape, query: BlockQuery, k: KeyBlock, v: KeyBlock) {
+    const segment = await this.#get("attend", shape, variant(shape, query, k), segments);
     const { out, lse } = await segment.run({
       ...this.#feeds(shape, query, k),
       v: block(v, shape.kvHeads, shape.valueDim),
@@ -94,6 +101,7 @@ export class BlockAttention {
 
   async release(): Promise<void> {
     await this.gathered.release();
+    await this.#small.release();
     await this.#segments.release();
   }
 
@@ -112,7 +120,7 @@ export class BlockAttention {
     };
   }
 
-  #get(kind: Kind, shape: AttentionShape, form: Variant): Promise<Segment> {
+  #get(kind: Kind, shape: AttentionShape, form: Variant, segments = this.#segments): Promise<Segment> {
     const { heads, kvHeads, keyDim, valueDim, scale, softcap } = shape;
     const key = [
       kind,
@@ -127,7 +135,7 @@ export class BlockAttention {
       form.every,
       form.bias,
     ].join("|");
-    return this.#segments.get(key, () => blockGraph(kind, shape, form));
+    return segments.get(key, () => blockGraph(kind, shape, form));
   }
 }
 

@@ -43,7 +43,8 @@ export class GatheredAttention {
   readonly #attend: Attend;
 
   constructor(options: CompileOptions, attend: Attend) {
-    this.#segments = new SegmentCache(options);
+    // a prompt makes thousands of small runs: memory that each of them took anew and gave back cost as much as the products
+    this.#segments = new SegmentCache({ ...options, arena: true });
     this.#attend = attend;
   }
 
