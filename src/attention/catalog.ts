@@ -16,6 +16,7 @@ import { full } from "./full.js";
 import { knockOut } from "./heads/knock-out.js";
 import { type Card, cardOf, type MethodFactory } from "./method.js";
 import { duoattention } from "./policies/duoattention.js";
+import { lserve } from "./policies/lserve.js";
 import { attentionBuckets } from "./positions/attention-buckets.js";
 import { entropyAbf } from "./positions/entropy-abf.js";
 import { harpe } from "./positions/harpe.js";
@@ -55,6 +56,7 @@ const METHODS: readonly AnyMethod[] = [
   compressKvHeads,
   mha2mla,
   duoattention,
+  lserve,
   knockOut,
   pasta,
   quest,

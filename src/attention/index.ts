@@ -80,6 +80,7 @@ export type { ObservedRow, ObserverOptions } from "./observers/row-mean.js";
 export { rowMean } from "./observers/row-mean.js";
 export { sharpness } from "./observers/sharpness.js";
 export { duoattention } from "./policies/duoattention.js";
+export { lserve } from "./policies/lserve.js";
 export { attentionBuckets, fuseStreams } from "./positions/attention-buckets.js";
 export { bucketBases } from "./positions/bucket-bases.js";
 export { entropyAbf } from "./positions/entropy-abf.js";

@@ -35,7 +35,7 @@ const parameters = z.object({
 type Parameters = z.output<typeof parameters>;
 
 /** Retrieval heads of the trials. */
-const SOME_HEADS = [
+export const SOME_HEADS = [
   { layer: 0, head: 1 },
   { layer: 1, head: 3 },
 ];
