@@ -103,20 +103,21 @@ describe.skipIf(!existsSync(STORIES))("shared-attention on stories260K", () => {
   });
   afterAll(() => model?.close());
 
-  it("costs least in the last layer and most in the first, as the paper has it; likeness does not tell that here", async () => {
-    const told = await model.generate("Once upon a time", { maxTokens: 200, temperature: 0.7, seed: 3 }).result;
-    const text = `Once upon a time${told.text}`;
-    const { alike } = await model.observe(text, { alike: layerSimilarity() });
-    const { layers, data } = alike;
-    for (let l = 0; l < layers; l++) expect(data[l * layers + l]).toBeCloseTo(1, 4);
-    const dense = -(await model.score(text)).logprob;
+  it("costs something in every layer, in the last less than in the first, as the paper has it", async () => {
     const lost: number[] = [];
-    for (let l = 1; l < layers; l++)
-      lost.push(-(await model.with(`shared-attention(sharing=${l})`).score(text)).logprob - dense);
+    for (const [i, start] of ["Once upon a time", "One day", "The big bear"].entries()) {
+      const told = await model.generate(start, { maxTokens: 160, temperature: 0.7, seed: i + 3 }).result;
+      const text = start + told.text;
+      const dense = -(await model.score(text)).logprob;
+      for (let l = 1; l < model.info.shape.layers; l++)
+        lost[l - 1] =
+          (lost[l - 1] ?? 0) - (await model.with(`shared-attention(sharing=${l})`).score(text)).logprob - dense;
+      const { alike } = await model.observe(text, { alike: layerSimilarity() });
+      for (let l = 0; l < alike.layers; l++) expect(alike.data[l * alike.layers + l]).toBeCloseTo(1, 4);
+      // likeness does not foretell it here: layers 0 and 1 are the most alike, and sharing them costs the most
+      expect(bestSpan(alike, 1)).toEqual([1, 1]);
+    }
     expect(Math.min(...lost)).toBeGreaterThan(0);
-    expect(lost.indexOf(Math.min(...lost))).toBe(layers - 2);
-    expect(lost.indexOf(Math.max(...lost))).toBe(0);
-    // layers 0 and 1 are the most alike, and sharing them costs the most
-    expect(bestSpan(alike, 1)).toEqual([1, 1]);
+    expect(lost[lost.length - 1]).toBeLessThan(lost[0]);
   });
 });
