@@ -1,14 +1,14 @@
 // Measures methods at budgets on a model and writes the table of docs/benchmarks.md between accuracy:begin and accuracy:end:
 //
-//   node scripts/run.mjs bench/accuracy.ts [--runs out/accuracy.jsonl] [any option of fovea bench]
+//   npm run build && npm run bench:accuracy -- [--runs out/accuracy.jsonl] [any option of fovea bench]
 //
-// It runs `fovea bench`, so a stopped run goes on. Needs `npm run build`.
+// It runs `fovea bench`, so a stopped run goes on.
 import { execFile } from "node:child_process";
 import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { dirname } from "node:path";
 import { promisify } from "node:util";
-import type { BenchRow } from "../src/tasks/index.js";
+import type { BenchRow } from "fovea/tasks";
 import { writeSection } from "./document.js";
 
 const METHODS =

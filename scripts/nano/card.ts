@@ -2,11 +2,11 @@
  * Measures nano and writes its card, models/nano/README.md, and the lists of heads that were found for it,
  * models/nano/methods/:
  *
- *   npm run build && node scripts/run.mjs scripts/nano/card.ts [--model models/nano] [--share 1] [--run out/nano-run]
+ *   npm run build && npm run nano:card -- [--model models/nano] [--share 1] [--run out/nano-run]
  *
  * Every figure of the card is printed by this script. `--share 0.1` measures a tenth of the documents.
  */
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { load } from "fovea";
 import {
@@ -15,14 +15,12 @@ import {
   inductionScore,
   knockOut,
   previousTokenScore,
-  printHeadList,
   repeatedProbe,
   retrievalScore,
   sinkRate,
-  toHeadList,
 } from "fovea/attention";
 import { generateDocument, KINDS, type Kind, loadFiller, questionPrompt } from "fovea/tasks";
-import { type Asked, askAll, askOne, pick, rightShare, share } from "./measure.js";
+import { type Asked, askAll, askOne, pick, Report, rightShare, share, writeAtomic, writeHeads } from "./measure.js";
 
 const { values } = parseArgs({
   options: {
@@ -36,11 +34,8 @@ const part = Number(values.share);
 const filler = await loadFiller("data/filler");
 const model = await load(values.model);
 const { shape } = model.info;
-const out: string[] = [];
-const print = (...lines: string[]): void => {
-  for (const line of lines) console.log(line);
-  out.push(...lines);
-};
+const report = new Report();
+const print = report.print.bind(report);
 /** Documents of 4 questions each. */
 const documents = (n: number): number => Math.max(2, Math.round(n * part));
 
@@ -184,9 +179,7 @@ async function heads(): Promise<HeadName[]> {
   const ranked = [...all].sort((a, b) => b.value - a.value);
   // those that stand above: at least half of the best one's score
   const keep = ranked.filter(({ value }) => value >= ranked[0].value / 2).length;
-  mkdirSync("models/nano/methods", { recursive: true });
-  const list = toHeadList(ranked, { model: shape, name: "retrieval", keep, madeBy: "npm run nano:card" });
-  writeAtomic("models/nano/methods/retrieval.json", printHeadList(list));
+  writeHeads(ranked, { model: shape, name: "retrieval", keep, madeBy: "npm run nano:card" });
   return ranked.slice(0, keep);
 }
 
@@ -307,10 +300,5 @@ function write(): void {
     `Written by \`npm run nano:card\`${part === 1 ? "" : ` with ${part} of the documents`}; nothing is typed in by hand.`,
     "",
   ];
-  writeAtomic("models/nano/README.md", `${[...head, ...out].join("\n").trimEnd()}\n`);
-}
-
-function writeAtomic(file: string, text: string): void {
-  writeFileSync(`${file}.tmp`, text);
-  renameSync(`${file}.tmp`, file);
+  writeAtomic("models/nano/README.md", `${head.join("\n")}\n${report.text}\n`);
 }

@@ -7,6 +7,9 @@ import type { Tokenizer } from "fovea/models";
 import { type DocumentOptions, type Filler, generateDocument, trainingTokens } from "fovea/tasks";
 import { type DataSource, generated, type TokenDocument } from "fovea/train";
 
+/** Weight of an answer's tokens in the loss, beside 1 of all others. */
+export const ANSWER = 10;
+
 /** Positions that nano knows. */
 export const POSITIONS = 16384;
 
@@ -26,12 +29,9 @@ export interface Stage {
   readonly lengths: readonly number[];
   /** Tokens of a batch. */
   readonly size: number;
-  /** Documents; none: random tokens, said twice. */
   readonly sorts: readonly Sort[];
   /** Most leaps in the positions of a document. */
   readonly gaps: number;
-  /** Answer weight beside the rest's 1. */
-  readonly answer: number;
   /** Share of right answers at which the stage is left. */
   readonly until: number;
   /** Steps at which it is left in any case. */
@@ -43,15 +43,26 @@ const LISTS = ["pairs", "reversed"] as const;
 const MORE = ["several", "distractors", "wrong-opinion", "planted", "form"] as const;
 const REPORTED = ["counting", "comparison"] as const;
 
+/** What nano is to know in the end. */
+const EVERY_KIND: readonly Sort[] = [
+  { weight: 1, kind: LISTS },
+  { weight: 4, kind: "single" },
+  { weight: 2, kind: "latest" },
+  { weight: 2, kind: "not-stated" },
+  { weight: 3, kind: "two-hop" },
+  { weight: 3, kind: MORE },
+  { weight: 0.5, kind: REPORTED },
+];
+
 export const STAGES: readonly Stage[] = [
   {
     name: "two facts",
-    ...{ lengths: [128], size: 4096, gaps: 0, answer: 10, until: 0.84, atMost: 3000 },
+    ...{ lengths: [128], size: 4096, gaps: 0, until: 0.84, atMost: 3000 },
     sorts: [{ weight: 1, kind: "pairs", facts: 2, questions: 2, tokens: 50 }],
   },
   {
     name: "lists",
-    ...{ lengths: [128, 256], size: 4096, gaps: 1, answer: 10, until: 0.85, atMost: 650 },
+    ...{ lengths: [128, 256], size: 4096, gaps: 1, until: 0.85, atMost: 650 },
     sorts: [
       { weight: 2, kind: "pairs" },
       { weight: 1, kind: "reversed" },
@@ -60,7 +71,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "facts",
-    ...{ lengths: [128, 256], size: 4096, gaps: 1, answer: 10, until: 0.85, atMost: 3000 },
+    ...{ lengths: [128, 256], size: 4096, gaps: 1, until: 0.85, atMost: 3000 },
     sorts: [
       { weight: 1, kind: LISTS },
       { weight: 5, kind: "single", bare: true },
@@ -71,7 +82,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "sentences",
-    ...{ lengths: [256, 512], size: 4096, gaps: 2, answer: 10, until: 0.8, atMost: 3000 },
+    ...{ lengths: [256, 512], size: 4096, gaps: 2, until: 0.8, atMost: 3000 },
     sorts: [
       { weight: 1, kind: LISTS },
       { weight: 3, kind: "single", bare: true },
@@ -83,29 +94,13 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "kinds",
-    ...{ lengths: [256, 512, 512], size: 4096, gaps: 2, answer: 10, until: 0.9, atMost: 3000 },
-    sorts: [
-      { weight: 1, kind: LISTS },
-      { weight: 4, kind: "single" },
-      { weight: 2, kind: "latest" },
-      { weight: 2, kind: "not-stated" },
-      { weight: 3, kind: "two-hop" },
-      { weight: 3, kind: MORE },
-      { weight: 0.5, kind: REPORTED },
-    ],
+    ...{ lengths: [256, 512, 512], size: 4096, gaps: 2, until: 0.9, atMost: 3000 },
+    sorts: EVERY_KIND,
   },
   {
     name: "long",
-    ...{ lengths: [512, 1024, 2048], size: 4096, gaps: 2, answer: 10, until: 2, atMost: 100_000 },
-    sorts: [
-      { weight: 1, kind: LISTS },
-      { weight: 4, kind: "single" },
-      { weight: 2, kind: "latest" },
-      { weight: 2, kind: "not-stated" },
-      { weight: 3, kind: "two-hop" },
-      { weight: 3, kind: MORE },
-      { weight: 0.5, kind: REPORTED },
-    ],
+    ...{ lengths: [512, 1024, 2048], size: 4096, gaps: 2, until: 2, atMost: 100_000 },
+    sorts: EVERY_KIND,
   },
 ];
 
@@ -114,16 +109,15 @@ const density = (sort: Sort): number => (LISTS.some((kind) => [sort.kind].flat()
 
 /** Makes the documents of a stage. */
 export function stageData(stage: Stage, tokenizer: Tokenizer, filler: readonly Filler[]): DataSource {
-  const { name, lengths, size, sorts, gaps, answer } = stage;
+  const { name, lengths, size, sorts, gaps } = stage;
   const total = sorts.reduce((sum, sort) => sum + sort.weight, 0);
   let room = lengths[0];
   const make = (index: number): TokenDocument => {
-    if (sorts.length === 0) return copied(index, tokenizer);
     const random = new Draw(index);
     let at = random.next() * total;
     const sort = sorts.find((s) => (at -= s.weight) < 0) ?? sorts[0];
     const tokens = sort.tokens ?? random.pick([1, 1, 1, 0.5, 0.25]) * room;
-    return documentOf(sort, tokens, `nano ${index}`, "train", tokenizer, filler, answer);
+    return documentOf(sort, tokens, `nano ${index}`, "train", tokenizer, filler);
   };
   const source = generated(name, tokenizer.vocabSize, make, {
     ...{ rows: size / lengths[0], length: lengths[0] },
@@ -144,7 +138,6 @@ export function documentOf(
   split: "train" | "held-out",
   tokenizer: Tokenizer,
   filler: readonly Filler[],
-  answer = 10,
 ): TokenDocument {
   const { weight: _, bare, tokens: fixed, ...options } = sort;
   const draw = new Draw(hash(seed));
@@ -156,21 +149,12 @@ export function documentOf(
     try {
       const length = Math.floor(left * density(sort));
       const made = generateDocument({ split, questions, ...options, seed, length, ...(!bare && { filler }) });
-      return trainingTokens(made, tokenizer, { answer });
+      return trainingTokens(made, tokenizer, { answer: ANSWER });
     } catch (error) {
       // some layouts and kinds need more room than others
       if (left > 600) throw error;
       left *= 1.5;
     }
-}
-
-/** Random tokens, said twice: the second time they can be told. */
-function copied(index: number, tokenizer: Tokenizer): TokenDocument {
-  const draw = new Draw(index);
-  const n = 8 + Math.floor(draw.next() * 24);
-  const first = Array.from({ length: n }, () => 5 + Math.floor(draw.next() * (tokenizer.vocabSize - 5)));
-  const ids = [tokenizer.bos ?? 0, ...first, ...first];
-  return { ids, weights: ids.map((_, i) => (i > n + 1 ? 10 : 0)) };
 }
 
 function hash(text: string): number {

@@ -1,5 +1,7 @@
 /** Measuring a model on documents with known answers: each document is read once, and its questions are asked of that. */
-import type { Model } from "fovea";
+import { mkdirSync, renameSync, writeFileSync } from "node:fs";
+import type { Model, ModelShape } from "fovea";
+import { type MeasuredHead, printHeadList, toHeadList } from "fovea/attention";
 import { type DocumentOptions, generateDocument, type Kind, type Question, questionPrompt } from "fovea/tasks";
 
 /** One question and what became of it. */
@@ -107,4 +109,36 @@ export function pick<T>(list: readonly T[], count: number, seed: number): T[] {
     // the low bits of this generator repeat soon
     return left.splice(Math.floor((state / 2 ** 32) * left.length), 1)[0];
   });
+}
+
+/** Lines that are printed and kept for a file. */
+export class Report {
+  readonly #lines: string[] = [];
+
+  print(...lines: readonly string[]): void {
+    for (const line of lines) console.log(line);
+    this.#lines.push(...lines);
+  }
+
+  get text(): string {
+    return this.#lines.join("\n").trimEnd();
+  }
+}
+
+/** Writes a file under another name and renames it. */
+export function writeAtomic(file: string, text: string): void {
+  writeFileSync(`${file}.tmp`, text);
+  renameSync(`${file}.tmp`, file);
+}
+
+/** The files of methods for nano, each bound to its hash. */
+export const METHODS = "models/nano/methods";
+
+/** Writes the best of some ranked heads as a head list. */
+export function writeHeads(
+  ranked: readonly MeasuredHead[],
+  about: { readonly model: ModelShape; readonly name: string; readonly keep: number; readonly madeBy: string },
+): void {
+  mkdirSync(METHODS, { recursive: true });
+  writeAtomic(`${METHODS}/${about.name}.json`, printHeadList(toHeadList(ranked, about)));
 }

@@ -1,15 +1,13 @@
 /**
- * Reports PASTA and Attention Tracker on nano, with random heads as controls, and writes the heads that were found into
- * models/nano/methods/ and the tables into docs/methods/heads.md:
+ * Reports PASTA and Attention Tracker on nano, with random heads as controls, and writes the tables and the heads that were
+ * found into models/nano/methods/:
  *
- *   npm run build && node scripts/run.mjs scripts/nano/steering.ts [--model models/nano] [--share 1] [--dry-run]
+ *   npm run build && npm run nano:steering -- [--model models/nano] [--share 1] [--dry-run]
  *
  * Heads are chosen on documents of the training split and judged on held-out ones.
  */
-import { mkdirSync, renameSync, writeFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { load, type Model } from "fovea";
+import { load } from "fovea";
 import {
   allHeads,
   focusScore,
@@ -18,12 +16,9 @@ import {
   importantHeads,
   instructionShare,
   pasta,
-  printHeadList,
-  toHeadList,
 } from "fovea/attention";
 import { type DocumentCase, generateDocument, type Kind, loadFiller, type Question, questionPrompt } from "fovea/tasks";
-import { writeSection } from "../../bench/document.js";
-import { pick, share } from "./measure.js";
+import { METHODS, pick, Report, share, writeAtomic, writeHeads } from "./measure.js";
 
 const { values } = parseArgs({
   options: {
@@ -36,18 +31,14 @@ const count = (n: number): number => Math.max(4, Math.round(n * Number(values.sh
 const filler = await loadFiller("data/filler");
 const model = await load(values.model);
 const { shape } = model.info;
-const out: string[] = [];
-const print = (...lines: string[]): void => {
-  for (const line of lines) console.log(line);
-  out.push(...lines);
-};
+const report = new Report();
+const print = report.print.bind(report);
 const names = (heads: readonly HeadName[]): string => heads.map(({ layer, head }) => `${layer}.${head}`).join(" ");
 
 await reportPasta();
 print("");
 await reportTracker();
-if (!values["dry-run"])
-  await writeSection("nano", out.join("\n"), fileURLToPath(new URL("../../docs/methods/heads.md", import.meta.url)));
+if (!values["dry-run"]) writeAtomic(`${METHODS}/README.md`, `# Steering and tracking nano\n\n${report.text}\n`);
 await model.close();
 
 /** A question with an instruction about its answer's form that is to be highlighted. */
@@ -84,17 +75,13 @@ function cases(kind: Kind, split: "train" | "held-out", i: number): DocumentCase
 }
 
 /** How many of the highlighted instructions are followed. */
-async function followed(
-  list: readonly Instructed[],
-  heads: readonly HeadName[] | undefined,
-  base: Model = model,
-): Promise<number> {
+async function followed(list: readonly Instructed[], heads: readonly HeadName[] | undefined): Promise<number> {
   let right = 0;
   for (const { text, span, wanted } of list) {
     const prompt = model.prompt(text, { special: false });
     const steered = heads
-      ? base.with(pasta({ heads: [...heads], span: [...prompt.span(span)] as [number, number] }))
-      : base;
+      ? model.with(pasta({ heads: [...heads], span: [...prompt.span(span)] as [number, number] }))
+      : model;
     const { text: answer } = await steered.generate(prompt, { maxTokens: 40 }).result;
     if (answer.trim() === wanted) right++;
   }
@@ -208,10 +195,5 @@ function auroc(normal: readonly number[], attacked: readonly number[]): string {
 }
 
 function writeList(name: string, ranked: readonly (HeadName & { value: number })[], keep: number): void {
-  if (values["dry-run"]) return;
-  mkdirSync("models/nano/methods", { recursive: true });
-  const file = `models/nano/methods/${name}.json`;
-  const list = toHeadList([...ranked], { model: shape, name, keep, madeBy: "npm run nano:steering" });
-  writeFileSync(`${file}.tmp`, printHeadList(list));
-  renameSync(`${file}.tmp`, file);
+  if (!values["dry-run"]) writeHeads(ranked, { model: shape, name, keep, madeBy: "npm run nano:steering" });
 }

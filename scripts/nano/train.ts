@@ -1,13 +1,17 @@
 /**
- * Trains nano: `npm run train:nano`. It stops at Ctrl-C and goes on from there.
+ * Trains nano by the stages of curriculum.ts. Ctrl-C saves and stops, the same command goes on:
+ *
+ *   npm run build && npm run nano:train                            until it is stopped
+ *   npm run nano:train -- --steps 8000 --decay 1000                to its end: the rate falls to 0 over the last 1000
+ *   fovea convert out/nano-run/step-0008000 models/nano --type f16
  */
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { createTokenizer, type Tokenizer } from "fovea/models";
 import { CHAT_TEMPLATE, generateDocument, KINDS, loadFiller, SPECIAL_TOKEN_LIST, trainingText } from "fovea/tasks";
 import {
-  adamW,
   type Batch,
+  checkpoints,
   type DataSource,
   decoder,
   type Evaluator,
@@ -16,21 +20,19 @@ import {
   train,
   trainTokenizerFiles,
 } from "fovea/train";
-import { documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
+import { ANSWER, documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
 
 const { values } = parseArgs({
   options: {
-    folder: { type: "string", default: "runs/nano" },
+    folder: { type: "string", default: "out/nano-run" },
     layers: { type: "string", default: "5" },
     width: { type: "string", default: "256" },
     heads: { type: "string", default: "8" },
     "kv-heads": { type: "string", default: "4" },
     mlp: { type: "string", default: "640" },
-    rate: { type: "string", default: "2e-3" },
+    rate: { type: "string", default: "4e-3" },
     steps: { type: "string", default: "100000" },
-    muon: { type: "boolean", default: false },
     spread: { type: "string", default: "0.06" },
-    skip: { type: "string", default: "0" },
     decay: { type: "string", default: "1" },
     threads: { type: "string", default: "2" },
   },
@@ -75,10 +77,15 @@ const model = decoder({
   seed: 1,
 });
 
-/** The step at which each stage began; written down, so that a run that goes on knows what it was doing. */
+/**
+ * The step at which each stage began; written down, so that a run that goes on knows what it was doing. Steps behind the
+ * last checkpoint are taken again, and so is what was decided in them.
+ */
 const journal = `${folder}/stages.json`;
-const starts: number[] = existsSync(journal) ? JSON.parse(readFileSync(journal, "utf8")) : [0];
-const stageAt = (step: number): number => starts.findLastIndex((from) => from <= step) + Number(values.skip);
+const [newest] = (await checkpoints(folder)).slice(-1);
+const written: number[] = existsSync(journal) ? JSON.parse(readFileSync(journal, "utf8")) : [0];
+const starts = written.filter((step) => step <= (newest?.step ?? 0));
+const stageAt = (step: number): number => starts.findLastIndex((from) => from <= step);
 const sources = STAGES.map((stage) => stageData(stage, words, filler));
 const data: DataSource = {
   name: "nano",
@@ -86,41 +93,52 @@ const data: DataSource = {
   batch: (step) => sources[stageAt(step)].batch(step),
 };
 
-/** Held-out questions of each sort of a stage, a document a row. */
-function probe(stage: Stage, length: number): Batch {
-  const rows = Math.max(8, Math.floor(8192 / length));
-  const batch = {
-    ...{ rows, length, ids: new Int32Array(rows * length), targets: new Int32Array(rows * length).fill(-1) },
-    ...{ weights: new Float32Array(rows * length), documents: new Int32Array(rows * length).fill(1) },
-  };
-  for (let r = 0; r < rows; r++) {
-    const sort = stage.sorts[r % stage.sorts.length];
-    const { ids, weights } = documentOf(sort, sort.tokens ?? 0.8 * length, `probe ${r}`, "held-out", words, filler);
-    for (let i = 0; i < Math.min(length, ids.length); i++) {
-      batch.ids[r * length + i] = ids[i];
-      batch.documents[r * length + i] = 0;
-      if (i + 1 < Math.min(length, ids.length)) {
+/** Held-out documents of each sort that a stage is judged by. */
+const PROBES = 8;
+
+/** Held-out questions of a stage, a document a row, its sorts in turns. */
+function probe(stage: Stage, length: number): Batch[] {
+  const rows = Math.max(1, Math.floor(8192 / length));
+  const count = Math.ceil((PROBES * stage.sorts.length) / rows);
+  return Array.from({ length: count }, (_, b) => {
+    const batch = {
+      ...{ rows, length, ids: new Int32Array(rows * length), targets: new Int32Array(rows * length).fill(-1) },
+      ...{ weights: new Float32Array(rows * length), documents: new Int32Array(rows * length).fill(1) },
+    };
+    for (let r = 0; r < rows; r++) {
+      const number = b * rows + r;
+      const sort = stage.sorts[number % stage.sorts.length];
+      const tokens = sort.tokens ?? 0.8 * length;
+      const { ids, weights } = documentOf(sort, tokens, `probe ${number}`, "held-out", words, filler);
+      const end = Math.min(length, ids.length);
+      for (let i = 0; i < end; i++) {
+        batch.ids[r * length + i] = ids[i];
+        batch.documents[r * length + i] = 0;
+        if (i + 1 === end || weights?.[i + 1] !== ANSWER) continue;
         batch.targets[r * length + i] = ids[i + 1];
-        batch.weights[r * length + i] = weights?.[i + 1] === 10 ? 1 : 0;
+        batch.weights[r * length + i] = 1;
       }
     }
-  }
-  return batch;
+    return batch;
+  });
 }
 
 /** Share of the answers of which every token is the most likely one, by sort of document. */
-async function answered(evaluator: Evaluator, batch: Batch, sorts: number): Promise<number[]> {
-  const { predicted } = await evaluator.evaluate(batch);
+async function answered(evaluator: Evaluator, probes: readonly Batch[], sorts: number): Promise<number[]> {
   const counts = Array.from({ length: sorts }, () => [0, 0]);
-  for (let r = 0; r < batch.rows; r++) {
-    let right: boolean | undefined;
-    for (let i = r * batch.length; i <= (r + 1) * batch.length; i++) {
-      const on = i < (r + 1) * batch.length && batch.weights[i] > 0;
-      if (on) right = (right ?? true) && predicted[i] === batch.targets[i];
-      else if (right !== undefined) {
-        counts[r % sorts][1]++;
-        if (right) counts[r % sorts][0]++;
-        right = undefined;
+  let number = 0;
+  for (const { rows, length, weights, targets, ...rest } of probes) {
+    const { predicted } = await evaluator.evaluate({ rows, length, weights, targets, ...rest });
+    for (let r = 0; r < rows; r++, number++) {
+      let right: boolean | undefined;
+      for (let i = r * length; i <= (r + 1) * length; i++) {
+        const on = i < (r + 1) * length && weights[i] > 0;
+        if (on) right = (right ?? true) && predicted[i] === targets[i];
+        else if (right !== undefined) {
+          counts[number % sorts][1]++;
+          if (right) counts[number % sorts][0]++;
+          right = undefined;
+        }
       }
     }
   }
@@ -128,7 +146,7 @@ async function answered(evaluator: Evaluator, batch: Batch, sorts: number): Prom
 }
 
 let current = -1;
-let probes: Batch | undefined;
+let probes: readonly Batch[] = [];
 const controller = new AbortController();
 process.on("SIGINT", () => controller.abort());
 const started = performance.now();
@@ -142,7 +160,7 @@ await train({
     logEvery: 50,
     threads: Number(values.threads),
   },
-  optimizer: (values.muon ? muon : adamW)({ rate: Number(values.rate), betas: [0.9, 0.98], weightDecay: 0.05 }),
+  optimizer: muon({ rate: Number(values.rate), betas: [0.9, 0.98], weightDecay: 0.05 }),
   schedule: (step) => Math.min(1, (step + 1) / 100, (Number(values.steps) - step) / Number(values.decay)),
   signal: controller.signal,
   evaluate: {
@@ -152,18 +170,10 @@ await train({
       const stage = STAGES[index];
       if (index !== current) {
         current = index;
-        probes =
-          stage.sorts.length > 0
-            ? probe(stage, Math.max(...stage.lengths))
-            : (stageData(stage, words, filler).batch(1e9) as Batch);
+        probes = probe(stage, Math.max(...stage.lengths));
       }
-      const shares = await answered(evaluator, probes as Batch, Math.max(1, stage.sorts.length));
-      let mean = shares.reduce((a, b) => a + b, 0) / shares.length;
-      if (stage.sorts.length === 0) {
-        const { predicted } = await evaluator.evaluate(probes as Batch);
-        const at = [...predicted.keys()].filter((i) => (probes as Batch).weights[i] > 0);
-        mean = at.filter((i) => predicted[i] === (probes as Batch).targets[i]).length / at.length;
-      }
+      const shares = await answered(evaluator, probes, stage.sorts.length);
+      const mean = shares.reduce((a, b) => a + b, 0) / shares.length;
       if ((mean >= stage.until || step - starts[index] >= stage.atMost) && index + 1 < STAGES.length) {
         starts.push(step);
         writeFileSync(`${journal}.tmp`, JSON.stringify(starts));

@@ -2,10 +2,8 @@ import { z } from "zod";
 
 /** A budget of tokens: a whole number of them, or a share of the text below 1 (`1/8`). */
 export function budget(least = 1) {
-  return z
-    .number()
-    .min(least === 0 ? 0 : Number.MIN_VALUE)
-    .refine((x) => x < 1 || Number.isInteger(x), "expected whole tokens, or a share below 1 such as 1/8");
+  const bounded = least === 0 ? z.number().min(0) : z.number().gt(0);
+  return bounded.refine((x) => x < 1 || Number.isInteger(x), "expected whole tokens, or a share below 1 such as 1/8");
 }
 
 /** Tokens of a budget for a text of `length` tokens; shares are rounded down, but never to none. */

@@ -55,6 +55,19 @@ describe("ask", () => {
     expect((await ask(model, asked)).evidence[0].line).toBe(3);
   });
 
+  it("gives no answer and no time of a token where the model ends at once", async () => {
+    // nothing stands behind an "Answer:" in this text, so there is nothing to copy
+    const bare = { name: "bare.txt", text: "The harbour has two lights and a long wall." };
+    const answer = await ask(model, { question, documents: [bare], maxTokens: 4 });
+    expect(answer).toMatchObject({
+      text: "",
+      supported: false,
+      finish: "eos",
+      generated_tokens: 0,
+      ms_per_token: null,
+    });
+  });
+
   it("refuses to answer nothing, or from nothing", async () => {
     await expect(ask(model, { question: " ", documents: [document] })).rejects.toThrow(/question is empty/);
     await expect(ask(model, { question, documents: [] })).rejects.toThrow(/no text/);

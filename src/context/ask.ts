@@ -53,8 +53,8 @@ export interface Answer {
   readonly depth: number;
   readonly cache_bytes: number;
   readonly prefill_ms: number;
-  /** Median milliseconds of a written token. */
-  readonly ms_per_token: number;
+  /** Median milliseconds of a written token; null where the first was the end. */
+  readonly ms_per_token: number | null;
 }
 
 /** Lines longer than this are taken sentence by sentence. */
@@ -183,7 +183,6 @@ const plain = (text: string): string =>
       ?.join(" ") ?? ""
   } `;
 
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted.length === 0 ? Number.NaN : sorted[sorted.length >> 1];
+function median(values: readonly number[]): number | null {
+  return [...values].sort((a, b) => a - b)[values.length >> 1] ?? null;
 }

@@ -1,5 +1,6 @@
 import { FoveaError } from "../error.js";
 import { BASE_WORD, BLOCK, CHUNK, ENTRY_WORDS, Field, Kind, MAX_GROUP, RECORD_WORDS } from "../kernels/layout.js";
+import { entriesBelow } from "./ascending.js";
 import { type PageBounds, pageBounds } from "./cache-bounds.js";
 import { entriesBound, writeEntries } from "./cache-entries.js";
 import { type Entries, entriesOf, type HeadEntries, isPerHead, type LogBias } from "./hooks.js";
@@ -668,7 +669,7 @@ export class LayerCache {
       const position = request.positions ? request.positions[r] : this.#seen - rows + r;
       for (let lane = 0; lane < lanes; lane++) {
         const head = this.#heads[Math.floor((lane * kvHeads) / lanes)];
-        i32[at++] = window ? firstAfter(head.positions, position - window) : 0;
+        i32[at++] = window ? entriesBelow(head.positions, position - window + 1) : 0;
         i32[at++] = causal ? head.live - rows + r + 1 : head.live;
       }
     }
@@ -758,16 +759,4 @@ const NO_QUERY = new Float32Array(0);
 function checkLength(what: string, data: Float32Array, wanted: number, shape: string): void {
   if (data.length < wanted)
     throw new FoveaError("bad-shape", `${data.length} numbers were given as ${what}; ${shape} has ${wanted}`);
-}
-
-/** Index of the first position above `limit` in an ascending list. */
-function firstAfter(positions: Int32Array, limit: number): number {
-  let low = 0;
-  let high = positions.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (positions[middle] <= limit) low = middle + 1;
-    else high = middle;
-  }
-  return low;
 }

@@ -1,4 +1,5 @@
 import { type CompileOptions, concat, type GraphCut, input, type Tensor } from "../graph/index.js";
+import { entriesBelow } from "./ascending.js";
 import type { AttentionShape, BlockQuery, KeyBlock } from "./block-attention.js";
 import { UNSEEN } from "./block-attention.js";
 import type { ProductOptions, RowRanges } from "./hooks.js";
@@ -162,7 +163,7 @@ export class GatheredAttention {
       const { k, v } = inputs.head(kv);
       for (const { start, end, pairs } of readers(shape, inputs.rows, ranges, kv)) {
         const last = inputs.rowPositions[Math.floor(pairs[pairs.length - 1] / heads)];
-        const stop = Math.min(end, countUpTo(positions, last));
+        const stop = Math.min(end, entriesBelow(positions, last + 1));
         if (stop <= start) continue;
         const keys = stop - start;
         const block = (x: Float32Array, dim: number): KeyBlock => ({
@@ -252,10 +253,10 @@ function gatherLists(
     const head = (list * heads) / lists;
     const where = positions(Math.floor((head * kvHeads) / heads));
     // entries [from, low) and [high, to) are seen by some rows, [low, high) by all
-    const from = countUpTo(where, oldest - window);
-    const low = countUpTo(where, newest - window);
-    const high = Math.max(low, countUpTo(where, oldest));
-    const to = countUpTo(where, newest);
+    const from = entriesBelow(where, oldest - window + 1);
+    const low = entriesBelow(where, newest - window + 1);
+    const high = Math.max(low, entriesBelow(where, oldest + 1));
+    const to = entriesBelow(where, newest + 1);
     const all: number[] = [];
     const rest: number[] = [];
     for (const [start, end] of rangesOf(ranges, block, head, heads)) {
@@ -287,18 +288,6 @@ function gatherLists(
     }
   }
   return { seen, partial, seenRows, partialRows, partialPositions };
-}
-
-/** How many of the ascending positions are at most `limit`. */
-function countUpTo(positions: Float32Array, limit: number): number {
-  let from = 0;
-  let to = positions.length;
-  while (from < to) {
-    const middle = (from + to) >> 1;
-    if (positions[middle] <= limit) from = middle + 1;
-    else to = middle;
-  }
-  return from;
 }
 
 /** What decides a gathering graph's shape beside the layer's. */

@@ -2,6 +2,7 @@ import { checkAbort, FoveaError } from "../error.js";
 import type { Measured, MeasureOptions } from "./api.js";
 import type { ModelShape } from "./hooks.js";
 import { ReadMeter, type StepReads } from "./read-meter.js";
+import { argmax } from "./sampling.js";
 import type { Sequence } from "./sequence.js";
 
 /** A sequence that a question is put to, and what runs it. */
@@ -90,18 +91,12 @@ async function answerGreedily(asked: Asked, first: Float32Array, options: Measur
   const ids: number[] = [];
   let logits: Float32Array = first;
   while (ids.length < maxTokens) {
-    const id = largestIndex(logits);
+    const id = argmax(logits);
     if (asked.eos.includes(id)) return { ids, text: asked.decode(ids), finish: "eos" as const };
     ids.push(id);
     if (ids.length < maxTokens) logits = await timed(asked, id, times, signal);
   }
   return { ids, text: asked.decode(ids), finish: "length" as const };
-}
-
-function largestIndex(logits: Float32Array): number {
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
-  return best;
 }
 
 /** Stored entries per layer and KV head (mean), and the share of the watched positions among them. */

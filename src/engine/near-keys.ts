@@ -1,5 +1,6 @@
 import { FoveaError } from "../error.js";
 import { mergeParts } from "../kernels/index.js";
+import { entriesBelow } from "./ascending.js";
 import type { AttentionShape, BlockAttention } from "./block-attention.js";
 import { UNSEEN } from "./block-attention.js";
 import type { LayerCache } from "./cache.js";
@@ -42,7 +43,7 @@ export class NearKeys implements KeySource {
     this.view = far.view;
     this.keys = far.keys;
     const lowest = options.first - options.near.window + 1;
-    this.#starts = Array.from({ length: options.shape.kvHeads }, (_, h) => firstFrom(far.view.positions(h), lowest));
+    this.#starts = Array.from({ length: options.shape.kvHeads }, (_, h) => entriesBelow(far.view.positions(h), lowest));
   }
 
   /** The far keys' shape: a window of the model's own counts from the near one's end. */
@@ -104,7 +105,7 @@ export class NearKeys implements KeySource {
     const window = (part.window ?? Number.POSITIVE_INFINITY) - near.window;
     if (window <= 0 || (shape.window !== undefined && shape.window <= near.window)) return undefined;
     const bound = query.positions[query.rows - 1] - near.window + 1;
-    const ends = this.#starts.map((_, h) => firstFrom(this.view.positions(h), bound));
+    const ends = this.#starts.map((_, h) => entriesBelow(this.view.positions(h), bound));
     if (ends.every((end) => end === 0)) return undefined;
     const entries = this.#entries(part, ends, (own, end) => between(own, 0, end, this.keys));
     const { window: _, ...rest } = part;
@@ -185,18 +186,6 @@ export class NearKeys implements KeySource {
     this.#near = new FloatKeys(shape, blocks, block(k), block(v), positions, lengths);
     return this.#near;
   }
-}
-
-/** Index of the first of some ascending positions that is `bound` or later. */
-function firstFrom(positions: Int32Array, bound: number): number {
-  let from = 0;
-  let to = positions.length;
-  while (from < to) {
-    const middle = (from + to) >> 1;
-    if (positions[middle] < bound) from = middle + 1;
-    else to = middle;
-  }
-  return from;
 }
 
 /** Entries from `start` on, counted from there. */

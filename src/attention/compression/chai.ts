@@ -64,7 +64,6 @@ export const chai = method({
     { parameters: { clusters: 2, first: 0.5 }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["pattern"],

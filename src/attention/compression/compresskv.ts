@@ -69,7 +69,6 @@ export const compresskv = method({
     },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["retain"],

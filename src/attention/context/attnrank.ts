@@ -46,7 +46,6 @@ export const attnrank = method({
     },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["context"],

@@ -41,7 +41,6 @@ export const gemfilter = method({
   exact: { tokens: 2 ** 30 },
   trials: [{ parameters: { tokens: 24, layer: 2 } }, { parameters: { tokens: 1 / 4, layer: 1, first: 2, last: 4 } }],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["context"],

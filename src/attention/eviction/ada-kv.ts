@@ -40,7 +40,6 @@ export const adaKv = method({
     { parameters: { capacity: 1 / 4, window: 8, safeguard: 0, pool: "max" } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   async retain(step: RetainStep, params) {
     if (step.when !== "after" || !inPrompt(step) || !endsTurn(step)) return;

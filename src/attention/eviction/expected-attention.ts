@@ -46,7 +46,6 @@ export const expectedAttention = method({
     { parameters: { capacity: 1 / 4, covariance: false, sinks: 0 } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   state: (): State => new Map(),
   activations(step: ActivationsStep<State>, { capacity, sinks }) {

@@ -32,7 +32,6 @@ export const tova = method({
   exact: { capacity: 2 ** 30 },
   trials: [{ parameters: { capacity: 24 } }, { parameters: { capacity: 1 / 4 } }],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   state: () => ({ length: 0 }),
   async retain(step: RetainStep<{ length: number }>, params) {

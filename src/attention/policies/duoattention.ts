@@ -66,7 +66,6 @@ export const duoattention = method({
     { parameters: { heads: SOME_HEADS, sinks: 2, window: 12, prompt: "dense" } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["select", "retain"],

@@ -3,11 +3,12 @@ import type { AttentionStep, Entries, Part, RetainStep } from "../../engine/hook
 import { rowRanges } from "../../engine/row-ranges.js";
 import { oncePerModel } from "../files.js";
 import { method } from "../method.js";
-import { entriesBelow, headPositions } from "../prefill/blocks.js";
 import {
   boundScores,
+  entriesBelow,
   groupReduction,
   headLengths,
+  headPositions,
   keyBounds,
   PAGE,
   readingBudget,
@@ -81,7 +82,6 @@ export const lserve = method({
     },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["select", "retain"],

@@ -43,7 +43,6 @@ export const attentionBuckets = method({
     { parameters: { bases: [9000, 14000, 25000], confidence: "probability" }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["position", "logits"],

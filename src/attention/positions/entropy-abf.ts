@@ -36,7 +36,6 @@ export const entropyAbf = method({
     { parameters: { base: "own", trained: 16 }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["position"],

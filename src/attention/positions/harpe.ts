@@ -46,7 +46,6 @@ export const harpe = method({
     { parameters: { min: "own", max: 40000, strategy: "descending" }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["position"],

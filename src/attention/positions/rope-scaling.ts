@@ -53,7 +53,6 @@ export const ropeScaling = method({
     { parameters: { type: "alibi" }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["position", "scores"],

@@ -40,7 +40,6 @@ export const selfExtend = method({
     { parameters: { group: 3, window: 8, scaleBase: 32 }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   scope: "layers",
   hooks: ["position"],

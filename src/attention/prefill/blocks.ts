@@ -1,36 +1,6 @@
-import type { AttentionStep, KeyView } from "../../engine/hooks.js";
+import type { AttentionStep } from "../../engine/hooks.js";
 import { largest } from "../budget.js";
-
-/** How many of ascending positions are below `limit`: the first entry that stands there or later. */
-export function entriesBelow(positions: Int32Array, limit: number): number {
-  let from = 0;
-  let to = positions.length;
-  while (from < to) {
-    const middle = (from + to) >> 1;
-    if (positions[middle] < limit) from = middle + 1;
-    else to = middle;
-  }
-  return from;
-}
-
-/**
- * Something made of one head's keys, once for all blocks of rows that are selected for on the same view: a prompt's keys
- * of a layer do not change while its rows attend.
- */
-export function perView<T>(make: (view: KeyView, head: number) => T): (view: KeyView, head: number) => T {
-  const made = new WeakMap<KeyView, Map<number, T>>();
-  return (view, head) => {
-    let ofView = made.get(view);
-    if (!ofView) made.set(view, (ofView = new Map()));
-    let found = ofView.get(head);
-    if (found === undefined) ofView.set(head, (found = make(view, head)));
-    return found;
-  };
-}
-
-/** A head's positions and keys [n, D], read out once a view. */
-export const headPositions = perView((view, head) => view.positions(head));
-export const headKeys = perView((view, head) => view.keys(head));
+import { entriesBelow, headPositions } from "../select/index.js";
 
 /** Below so many, the best are found one by one; above, by sorting. */
 const ONE_BY_ONE = 16;

@@ -2,8 +2,8 @@ import { z } from "zod";
 import type { AttentionStep, KeyView, Part } from "../../engine/hooks.js";
 import { rowRanges } from "../../engine/row-ranges.js";
 import { method } from "../method.js";
-import { denseLayers, readingBudget, readTokens } from "../select/index.js";
-import { headKeys, perView, rowBlocks } from "./blocks.js";
+import { denseLayers, headKeys, perView, readingBudget, readTokens } from "../select/index.js";
+import { rowBlocks } from "./blocks.js";
 import { boundaryScores, chooseBoundaries } from "./boundaries.js";
 
 const parameters = z.object({
@@ -58,7 +58,6 @@ export const dhsa = method({
     { parameters: { share: 1 / 4, queries: 8, boundaries: "fixed", chunk: 4, local: 8, global: 2, instruction: 0 } },
   ],
   status: "experimental",
-  measured: "",
   parameters,
   hooks: ["select"],
   create: (params) => ({

@@ -3,8 +3,8 @@ import type { AttentionStep, Part } from "../../engine/hooks.js";
 import { rowRanges } from "../../engine/row-ranges.js";
 import { FoveaError } from "../../error.js";
 import { method } from "../method.js";
-import { denseLayers, forcedTokens, refresh } from "../select/index.js";
-import { headKeys, rowBlocks } from "./blocks.js";
+import { denseLayers, forcedTokens, headKeys, refresh } from "../select/index.js";
+import { rowBlocks } from "./blocks.js";
 
 const parameters = z.object({
   tokens: z.int().min(1).default(512).describe("keys that the search finds for a block of queries (k)"),
@@ -57,7 +57,6 @@ export const hip = method<typeof parameters, State>({
     { parameters: { tokens: 8, queries: 8, leaf: 1, stride: 1, sample: "first", sinks: 0, window: 4, denseLayers: 1 } },
   ],
   status: "experimental",
-  measured: "",
   parameters,
   hooks: ["select"],
   create(params) {

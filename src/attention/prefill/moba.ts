@@ -2,8 +2,8 @@ import { z } from "zod";
 import type { AttentionStep, Part } from "../../engine/hooks.js";
 import { rowRanges } from "../../engine/row-ranges.js";
 import { method } from "../method.js";
-import { denseLayers, keyMeans } from "../select/index.js";
-import { bestBlocks, entriesBelow, headKeys, headPositions } from "./blocks.js";
+import { denseLayers, entriesBelow, headKeys, headPositions, keyMeans } from "../select/index.js";
+import { bestBlocks } from "./blocks.js";
 
 const parameters = z.object({
   block: z.int().min(1).default(512).describe("keys in a block (B)"),
@@ -51,7 +51,6 @@ export const moba = method<typeof parameters, State>({
     { parameters: { block: 8, top: 3, denseLayers: 1, decode: "sparse" }, uniform: true },
   ],
   status: "experimental",
-  measured: "",
   parameters,
   hooks: ["select"],
   create: (params) => ({

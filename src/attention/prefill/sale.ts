@@ -2,8 +2,8 @@ import { z } from "zod";
 import type { AttentionStep, Part } from "../../engine/hooks.js";
 import { rowRanges } from "../../engine/row-ranges.js";
 import { method } from "../method.js";
-import { denseLayers } from "../select/index.js";
-import { headKeys, perView, rowBlocks } from "./blocks.js";
+import { denseLayers, headKeys, perView } from "../select/index.js";
+import { rowBlocks } from "./blocks.js";
 import { meanRow, quantize4 } from "./quantize.js";
 
 const parameters = z.object({
@@ -54,7 +54,6 @@ export const sale = method({
     { parameters: { threshold: 1e9, queries: 8, keys: 4, local: 4, from: 8, denseLayers: 1 } },
   ],
   status: "experimental",
-  measured: "",
   parameters,
   hooks: ["select"],
   create: (params) => ({

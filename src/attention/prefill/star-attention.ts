@@ -3,8 +3,8 @@ import type { AttentionStep, Part } from "../../engine/hooks.js";
 import { rowRanges } from "../../engine/row-ranges.js";
 import { budget, budgetTokens } from "../budget.js";
 import { method } from "../method.js";
+import { entriesBelow, headPositions } from "../select/index.js";
 import { inPrompt } from "../turn.js";
-import { entriesBelow, headPositions } from "./blocks.js";
 import { splitEntries } from "./shards.js";
 
 const parameters = z.object({
@@ -51,7 +51,6 @@ export const starAttention = method({
   exact: { block: 2 ** 30 },
   trials: [{ parameters: { block: 16, query: 10 } }, { parameters: { block: 24, anchor: 4, query: 3, shards: 3 } }],
   status: "experimental",
-  measured: "",
   parameters,
   hooks: ["select"],
   create: (params) => ({ rowBlock: ROWS, select: (step) => starParts(step, params) }),

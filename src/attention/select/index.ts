@@ -18,3 +18,4 @@ export type { Held } from "./refresh.js";
 export { heldChoice, withNewer } from "./refresh.js";
 export type { Forced } from "./top-k.js";
 export { exactScores, headLengths, topEntries, topPerHead } from "./top-k.js";
+export { entriesBelow, headKeys, headPositions, perView } from "./views.js";

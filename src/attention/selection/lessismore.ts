@@ -51,7 +51,6 @@ export const lessismore = method({
   exact: { tokens: 2 ** 30 },
   trials: [{ parameters: { tokens: 16, sinks: 2, choose: 1, again: 3 } }, { parameters: { share: 1 / 8, choose: 0 } }],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   state: (): LayerChoice | null => null,
   select: (step, params) => lessParts(step, params),

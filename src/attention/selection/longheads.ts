@@ -13,7 +13,7 @@ import { rowRanges } from "../../engine/row-ranges.js";
 import { FoveaError } from "../../error.js";
 import { largest } from "../budget.js";
 import { method } from "../method.js";
-import { entriesBelow, headPositions } from "../prefill/blocks.js";
+import { entriesBelow, headPositions } from "../select/index.js";
 
 const parameters = z.object({
   chunk: z.int().min(1).default(256).describe("tokens of a chunk (w)"),
@@ -64,7 +64,6 @@ export const longheads = method({
     { parameters: { chunk: 6, length: 24, begin: 0 }, uniform: true },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   beyondContext: ({ begin, length }) => begin <= length,
   check(model, { chunk, length }) {

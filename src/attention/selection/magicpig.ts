@@ -70,7 +70,6 @@ export const magicpig = method({
     { parameters: { bits: 2, tables: 6, sinks: 0, window: 8, batch: 20, denseLayers: 0, seed: 7 } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   hooks: ["select"],
   create(params): Hooks<State> {

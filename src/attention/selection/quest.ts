@@ -64,7 +64,6 @@ export const quest = method({
     { parameters: { share: 1 / 3, denseLayers: 0, group: "sum", refresh: 3 } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   state: (): State => new Map(),
   select: (step, params) => questParts(step, params),

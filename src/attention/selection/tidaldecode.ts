@@ -51,7 +51,6 @@ export const tidaldecode = method({
     { parameters: { share: 1 / 8, choose: 0, group: "max" } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   state: (): LayerChoice | null => null,
   select: (step, params) => tidalParts(step, params),

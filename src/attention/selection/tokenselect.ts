@@ -63,7 +63,6 @@ export const tokenselect = method({
     { parameters: { tokens: 12, sinks: 2, window: 10, positions: "true", similarity: 2, pool: 3, scaled: true } },
   ],
   status: "experimental",
-  measured: "not yet measured on nano",
   parameters,
   hooks: ["select", "position"],
   check(model, { positions }) {

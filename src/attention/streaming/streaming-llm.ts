@@ -2,6 +2,7 @@ import { z } from "zod";
 import type { AttentionStep, KeyView, Part, RetainStep } from "../../engine/hooks.js";
 import { FoveaError } from "../../error.js";
 import { method } from "../method.js";
+import { entriesBelow } from "../select/index.js";
 import { endsTurn, inPrompt } from "../turn.js";
 
 const parameters = z.object({
@@ -111,7 +112,7 @@ export function streamingParts(
 /** Ranks of a turn's rows: how many entries stand before each in the cache. */
 function turnRanks(step: Pick<AttentionStep, "positions" | "view">): Int32Array {
   const entries = step.view.positions(0);
-  return step.positions.map((p) => lowerBound(entries, p));
+  return step.positions.map((p) => entriesBelow(entries, p));
 }
 
 /**
@@ -152,17 +153,5 @@ export function keptEntries(length: number, sinks: number, room: number): Int32A
 
 /** Entries of a head that are sinks: those of the text's first `sinks` tokens. */
 export function countSinks(view: KeyView, head: number, sinks: number): number {
-  return sinks === 0 ? 0 : lowerBound(view.positions(head), sinks);
-}
-
-/** The number of sorted values below `limit`. */
-function lowerBound(values: Int32Array, limit: number): number {
-  let from = 0;
-  let to = values.length;
-  while (from < to) {
-    const middle = (from + to) >> 1;
-    if (values[middle] < limit) from = middle + 1;
-    else to = middle;
-  }
-  return from;
+  return sinks === 0 ? 0 : entriesBelow(view.positions(head), sinks);
 }

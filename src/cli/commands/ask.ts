@@ -53,7 +53,7 @@ export const askCommand = command({
       if (answer.finish === "aborted") throw aborted(io.signal);
       if (values.json) io.out(json(answer, io.outTty));
       else {
-        io.out("\n\n");
+        io.out(answer.text === "" ? "(no answer: the model ended at once)\n\n" : "\n\n");
         for (const line of evidenceLines(answer, documents.length > 1)) io.out(`${line}\n`);
         io.out(`\n${readingLine(answer)}\n`);
       }
@@ -72,9 +72,10 @@ export function evidenceLines({ evidence }: Answer, named: boolean): string[] {
 
 /** What was read, at which cost. */
 export function readingLine(answer: Answer): string {
-  const { tokens_read, depth, cache_bytes, ms_per_token, prompt_tokens, prefill_ms, supported } = answer;
+  const { text: said, tokens_read, depth, cache_bytes, ms_per_token, prompt_tokens, prefill_ms, supported } = answer;
   const share = `${Math.round((100 * tokens_read) / depth)}% of ${depth} tokens read for a token of the answer`;
-  const speed = `${formatNumber(ms_per_token)} ms a token`;
+  const speed = ms_per_token === null ? "" : `${formatNumber(ms_per_token)} ms a token, `;
   const prompt = `${prompt_tokens} tokens of prompt in ${formatNumber(prefill_ms / 1000)} s`;
-  return `${supported ? "" : "The answer does not stand in these lines word for word. "}${share}, ${speed}, ${prompt}, cache ${formatBytes(cache_bytes)}.`;
+  const doubt = supported || said === "" ? "" : "The answer does not stand in these lines word for word. ";
+  return `${doubt}${share}, ${speed}${prompt}, cache ${formatBytes(cache_bytes)}.`;
 }

@@ -56,7 +56,7 @@ function show(card: Card): string {
     ["facts from", card.facts],
     ["departs", card.deviations.join("; ")],
     ["exact at", exact ? JSON.stringify(exact) : "no parameters"],
-    ["status", card.measured ? `${card.status}: ${card.measured}` : card.status],
+    ["status", `${card.status}: ${card.measured || "not measured yet"}`],
   ];
   const lines = facts.filter(([, fact]) => fact !== "").map(([key, fact]) => `  ${key.padEnd(11)}${fact}`);
   const parameters = card.parameters.map(({ name, type, default: fallback, required, description }) => {

@@ -1,16 +1,21 @@
 import { Random } from "../documents/random.js";
-import type { BenchRecord, Mode } from "./record.js";
+import type { BenchRecord } from "./record.js";
+
+/** What all cases of a row agree in. */
+const ABOUT = [
+  ...(["model", "method", "budget", "budget_of", "length", "task", "mode"] as const),
+  ...(["model_hash", "commit", "precision", "cache_type", "threads", "speed_only"] as const),
+] as const;
+
+/** What a row gives the mean of, over the cases that have it; null where none has. */
+const MEANS = [
+  ...(["coverage", "coverage_kept", "kl", "kl_answer", "ms_per_token", "prefill_s"] as const),
+  ...(["cache_bytes", "peak_bytes", "resident_bytes", "tokens_read", "tokens_scored", "tokens_kept"] as const),
+  ...(["read_share", "keep_share"] as const),
+] as const;
 
 /** Means over the cases of one method at one budget, length, task and mode. */
-export interface BenchRow {
-  readonly model: string;
-  readonly method: string;
-  readonly budget: number | null;
-  readonly budget_of: BenchRecord["budget_of"];
-  readonly budget_met: boolean;
-  readonly length: number;
-  readonly task: string;
-  readonly mode: Mode;
+export interface BenchRow extends Pick<BenchRecord, (typeof ABOUT | typeof MEANS)[number] | "budget_met"> {
   readonly cases: number;
   readonly seeds: number;
   readonly accuracy: number;
@@ -19,27 +24,6 @@ export interface BenchRow {
   /** Accuracy minus that of full attention on the same cases, with its paired 95% interval; null without such cases. */
   readonly change: number | null;
   readonly change_interval: readonly [number, number] | null;
-  readonly coverage: number | null;
-  readonly coverage_kept: number | null;
-  readonly kl: number;
-  readonly kl_answer: number;
-  readonly ms_per_token: number | null;
-  readonly prefill_s: number;
-  readonly cache_bytes: number;
-  readonly peak_bytes: number;
-  readonly resident_bytes: number | null;
-  readonly tokens_read: number;
-  readonly tokens_scored: number;
-  readonly tokens_kept: number;
-  /** `tokens_read` and `tokens_kept` as shares of the text. */
-  readonly read_share: number;
-  readonly keep_share: number;
-  readonly model_hash: string;
-  readonly commit: string;
-  readonly precision: string;
-  readonly cache_type: string;
-  readonly threads: number;
-  readonly speed_only: boolean;
 }
 
 /** Records as rows, in the order in which their groups first occur. */
@@ -65,51 +49,17 @@ function row(group: readonly BenchRecord[], full: readonly BenchRecord[]): Bench
   const cluster = (r: BenchRecord) => `${r.seed} ${r.document}`;
   const changes = paired.map((r) => ({ cluster: cluster(r), value: r.correct - (dense.get(of(r)) ?? 0) }));
   const accuracies = group.map((r) => ({ cluster: cluster(r), value: r.correct }));
-  const average = (pick: (r: BenchRecord) => number | null) => mean(group.map(pick).filter((x) => x !== null));
-  const sure = (pick: (r: BenchRecord) => number) => mean(group.map(pick)) ?? 0;
+  const means = MEANS.map((name) => [name, mean(group.map((r) => r[name]).filter((x) => x !== null))]);
   return {
-    ...pickAbout(first),
+    ...(Object.fromEntries(ABOUT.map((name) => [name, first[name]])) as Pick<BenchRecord, (typeof ABOUT)[number]>),
+    ...(Object.fromEntries(means) as Pick<BenchRecord, (typeof MEANS)[number]>),
     budget_met: group.every((r) => r.budget_met),
     cases: group.length,
     seeds: new Set(group.map((r) => r.seed)).size,
-    accuracy: sure((r) => r.correct),
+    accuracy: mean(group.map((r) => r.correct)) ?? 0,
     interval: bootstrap(accuracies),
     change: mean(changes.map((c) => c.value)),
     change_interval: changes.length > 0 ? bootstrap(changes) : null,
-    coverage: average((r) => r.coverage),
-    coverage_kept: average((r) => r.coverage_kept),
-    kl: sure((r) => r.kl),
-    kl_answer: sure((r) => r.kl_answer),
-    ms_per_token: average((r) => r.ms_per_token),
-    prefill_s: sure((r) => r.prefill_s),
-    cache_bytes: sure((r) => r.cache_bytes),
-    peak_bytes: sure((r) => r.peak_bytes),
-    resident_bytes: average((r) => r.resident_bytes),
-    tokens_read: sure((r) => r.tokens_read),
-    tokens_scored: sure((r) => r.tokens_scored),
-    tokens_kept: sure((r) => r.tokens_kept),
-    read_share: sure((r) => r.read_share),
-    keep_share: sure((r) => r.keep_share),
-  };
-}
-
-function pickAbout(r: BenchRecord) {
-  const { model, method, budget, budget_of, length, task, mode } = r;
-  const { model_hash, commit, precision, cache_type, threads, speed_only } = r;
-  return {
-    model,
-    method,
-    budget,
-    budget_of,
-    length,
-    task,
-    mode,
-    model_hash,
-    commit,
-    precision,
-    cache_type,
-    threads,
-    speed_only,
   };
 }
 
