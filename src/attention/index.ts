@@ -54,6 +54,8 @@ export {
   withNormaliser,
 } from "./linear/index.js";
 export type {
+  BudgetCard,
+  BudgetRange,
   Card,
   CardFields,
   FullDefinition,

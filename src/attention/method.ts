@@ -26,6 +26,29 @@ export interface Trial {
   readonly uniform?: boolean;
 }
 
+/** How a method takes a budget of tokens read in a decoded row, or kept, so that a share of a text can be solved for. */
+export interface BudgetCard {
+  /** Parameters, each with its part of the value; the first is what one gives who sets the budget himself. */
+  readonly parts: Readonly<Record<string, number>>;
+  /** Values that it takes. Default whole numbers from 1 to the tokens of the text. */
+  readonly range?: BudgetRange;
+  /** What must be set besides for the method to read less while decoding. */
+  readonly also?: Readonly<Record<string, Value>>;
+  /** What makes layers sparse that are dense by default. */
+  readonly sparse?: Readonly<Record<string, Value>>;
+  /** Parameters under which it bounds what is kept. Default: methods that evict or shorten the text do, others never. */
+  readonly keeps?: Readonly<Record<string, Value>>;
+}
+
+/** Values that a budget's parameter takes. */
+export interface BudgetRange {
+  readonly least: number;
+  /** Undefined: the tokens of the text. */
+  readonly most?: number;
+  /** Values are multiples of this. */
+  readonly step: number;
+}
+
 /** What a method says of itself. Only `name` has no default. */
 export interface CardFields {
   readonly name: string;
@@ -45,6 +68,8 @@ export interface CardFields {
   readonly deviations: readonly string[];
   /** Parameters at which it is full attention, or null where there are none. */
   readonly exact: Readonly<Record<string, Value>> | null;
+  /** Undefined: by its parameter `tokens`, `capacity` or the like, if it has one. null: none while decoding. */
+  readonly budget: BudgetCard | null | undefined;
   /** Settings at which it acts on a text of a hundred tokens already: what the conformance suite runs. */
   readonly trials: readonly Trial[];
   readonly status: "holds" | "not reproduced on nano" | "experimental";
@@ -130,6 +155,7 @@ const CARD_DEFAULTS: Omit<CardFields, "name"> = {
   facts: "",
   deviations: [],
   exact: null,
+  budget: undefined,
   trials: [{ parameters: {} }],
   status: "experimental",
   measured: "",

@@ -27,6 +27,7 @@ export const randomPages = method({
   facts: "definition",
   rows: { prefill: false, lastPromptRow: false, decode: true },
   exact: { tokens: 2 ** 30 },
+  budget: { parts: { tokens: 1 }, keeps: { action: "keep" } },
   trials: [{ parameters: { tokens: 32 } }, { parameters: { tokens: 48, action: "keep" } }],
   status: "holds",
   parameters,

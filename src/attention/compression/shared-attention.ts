@@ -49,6 +49,7 @@ export const sharedAttention = method({
     "biases and edits of other methods act in each layer where they are given, not in the first one alone",
   ],
   exact: { sharing: [] },
+  budget: null,
   trials: [
     { parameters: { sharing: [1] }, uniform: true },
     { parameters: { sharing: "late" }, uniform: true },

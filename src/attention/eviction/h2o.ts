@@ -41,6 +41,7 @@ export const h2o = method({
   ],
   rows: { prefill: false, lastPromptRow: false, decode: true },
   exact: { heavy: 2 ** 30 },
+  budget: { parts: { heavy: 1 / 2, recent: 1 / 2 } },
   trials: [
     { parameters: { heavy: 12, recent: 12 } },
     { parameters: { heavy: 12, recent: 12, variant: "mask" }, uniform: true },

@@ -53,6 +53,7 @@ export const dhsa = method({
     "decoding is dense, as the released code has it",
   ],
   exact: { tokens: 2 ** 30 },
+  budget: null,
   trials: [
     { parameters: { tokens: 24, queries: 16, local: 8, global: 4, instruction: 4, apart: 3, side: 2, most: 4 } },
     { parameters: { share: 1 / 4, queries: 8, boundaries: "fixed", chunk: 4, local: 8, global: 2, instruction: 0 } },

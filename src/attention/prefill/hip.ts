@@ -51,6 +51,7 @@ export const hip = method<typeof parameters, State>({
     "a leaf that reaches beyond the searched range is scored and read up to its end",
     "while a choice is held, decoded tokens grow its window instead of moving it",
   ],
+  budget: { parts: { tokens: 1 / 2, window: 1 / 2 }, range: { least: 8, step: 1 }, sparse: { denseLayers: 0 } },
   exact: { window: 2 ** 30 },
   trials: [
     { parameters: { tokens: 8, queries: 16, sinks: 2, window: 6, denseLayers: 0, refresh: 4 } },

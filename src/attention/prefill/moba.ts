@@ -45,6 +45,7 @@ export const moba = method<typeof parameters, State>({
     "decode=sparse, the same rule for one row over kept block means, is ours: the released code leaves it open",
     "blocks count cached entries, so that after an eviction they are blocks of what is left",
   ],
+  budget: { parts: { block: 1 / 3 }, also: { decode: "sparse" }, sparse: { denseLayers: 0 } },
   exact: { top: 2 ** 30 },
   trials: [
     { parameters: { block: 8, top: 2, denseLayers: 0 } },

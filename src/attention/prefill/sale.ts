@@ -49,6 +49,7 @@ export const sale = method({
     "scales are per token",
   ],
   exact: { threshold: 0 },
+  budget: null,
   trials: [
     { parameters: { threshold: 0.2, queries: 16, keys: 8, local: 8, from: 16 } },
     { parameters: { threshold: 1e9, queries: 8, keys: 4, local: 4, from: 8, denseLayers: 1 } },

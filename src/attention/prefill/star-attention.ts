@@ -49,6 +49,7 @@ export const starAttention = method({
     "blocks of 64 tokens and more are rounded up to whole 64s; the context ends at one of them (where blocks are smaller, at a power of two that divides them)",
   ],
   exact: { block: 2 ** 30 },
+  budget: null,
   trials: [{ parameters: { block: 16, query: 10 } }, { parameters: { block: 24, anchor: 4, query: 3, shards: 3 } }],
   status: "experimental",
   parameters,

@@ -59,6 +59,7 @@ export const longheads = method({
   ],
   scope: "layers",
   exact: { begin: 2 ** 30 },
+  budget: { parts: { length: 1, chunk: 1 / 8 }, range: { least: 24, step: 1 }, also: { begin: 0 } },
   trials: [
     { parameters: { chunk: 8, length: 40, begin: 48 }, uniform: true },
     { parameters: { chunk: 6, length: 24, begin: 0 }, uniform: true },

@@ -65,6 +65,7 @@ export const magicpig = method({
   ],
   rows: { prefill: false, lastPromptRow: false, decode: true },
   exact: { window: 2 ** 30 },
+  budget: { parts: { tables: 1 }, range: { least: 2, most: 1000, step: 1 }, sparse: { denseLayers: 0 } },
   trials: [
     { parameters: { bits: 4, tables: 20, window: 16, batch: 8, denseLayers: [0] } },
     { parameters: { bits: 2, tables: 6, sinks: 0, window: 8, batch: 20, denseLayers: 0, seed: 7 } },

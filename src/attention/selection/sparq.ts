@@ -53,8 +53,8 @@ export const sparq = method({
   ],
   status: "experimental",
   measured:
-    "not yet measured on nano. stories260K, heads of width 8, 40 of some 300 keys by 4 components: KL to full attention " +
-    "0.0047 nats, 0.0093 without the mean value, 0.0050 and 0.0048 with the ranking's logits divided by sqrt(D) and sqrt(r).",
+    "not yet measured on nano. On stories260K, whose heads are 8 wide, nearer to full attention with the mean value than " +
+    "without, and with the coverage temperature than with sqrt(r)",
   parameters,
   state: (): State => new Map(),
   activations: (step, { reallocate }) => (reallocate ? addValues(step) : undefined),

@@ -46,6 +46,7 @@ export const tidaldecode = method({
   rows: { prefill: false, lastPromptRow: false, decode: true },
   scope: "layers",
   exact: { tokens: 2 ** 30 },
+  budget: { parts: { tokens: 1 }, sparse: { choose: 0 } },
   trials: [
     { parameters: { tokens: 12, choose: 1, again: 3 } },
     { parameters: { share: 1 / 8, choose: 0, group: "max" } },

@@ -58,6 +58,7 @@ export const tokenselect = method({
   rows: { prefill: false, lastPromptRow: false, decode: true },
   scope: "layers",
   exact: { tokens: 2 ** 30 },
+  budget: { parts: { tokens: 1 / 2, window: 3 / 8, sinks: 1 / 8 } },
   trials: [
     { parameters: { tokens: 12, sinks: 2, window: 10 } },
     { parameters: { tokens: 12, sinks: 2, window: 10, positions: "true", similarity: 2, pool: 3, scaled: true } },

@@ -47,6 +47,7 @@ export const streamingLlm = method({
     "while decoding, tokens that left the window are freed sixteen at a time; they are never read",
   ],
   exact: { window: 2 ** 30 },
+  budget: { parts: { window: 1 } },
   trials: [
     { parameters: { window: 24 }, uniform: true },
     { parameters: { window: 24, positions: "true" }, uniform: true },

@@ -1,16 +1,15 @@
-import { type Card, catalog, type MethodCall, parseMethods, printMethods } from "../../attention/index.js";
+import {
+  type BudgetCard,
+  type BudgetRange,
+  type Card,
+  catalog,
+  type MethodCall,
+  parseMethods,
+  printMethods,
+} from "../../attention/index.js";
 
 /** What a budget bounds. */
 export type BudgetKind = "read" | "keep";
-
-/** Values that a budget's parameter takes. */
-export interface BudgetRange {
-  readonly least: number;
-  /** Undefined: the tokens of the text. */
-  readonly most?: number;
-  /** Values are multiples of this. */
-  readonly step: number;
-}
 
 /** A method string with a place for its budget. */
 export interface Budgeted {
@@ -22,39 +21,7 @@ export interface Budgeted {
   readonly range: BudgetRange;
 }
 
-/** How a method takes a budget. */
-interface Place {
-  /** Parameters, each with its part of the value; the first one is what a user gives who sets the budget himself. */
-  readonly parts: Readonly<Record<string, number>>;
-  readonly range?: BudgetRange;
-  /** What must be set besides for the method to read less while decoding. */
-  readonly also?: MethodCall["params"];
-  /** What makes layers sparse that are dense by default. */
-  readonly sparse?: MethodCall["params"];
-  /** What the budget bounds, where the hooks do not say. */
-  readonly kind?: (params: MethodCall["params"]) => BudgetKind;
-}
-
 const TOKENS: BudgetRange = { least: 1, step: 1 };
-
-/** Methods that do not take their budget as `tokens`, `capacity` or the like alone; null: they have none while decoding. */
-const PLACES: Readonly<Record<string, Place | null>> = {
-  dhsa: null,
-  h2o: { parts: { heavy: 1 / 2, recent: 1 / 2 } },
-  hip: { parts: { tokens: 1 / 2, window: 1 / 2 }, range: { least: 8, step: 1 }, sparse: { denseLayers: 0 } },
-  lessismore: { parts: { tokens: 1 }, sparse: { choose: 0 } },
-  longheads: { parts: { length: 1, chunk: 1 / 8 }, range: { least: 24, step: 1 }, also: { begin: 0 } },
-  magicpig: { parts: { tables: 1 }, range: { least: 2, most: 1000, step: 1 }, sparse: { denseLayers: 0 } },
-  moba: { parts: { block: 1 / 3 }, also: { decode: "sparse" }, sparse: { denseLayers: 0 } },
-  qada: { parts: { tau: 1 }, range: { least: 0, most: 1.2, step: 0.01 } },
-  "random-pages": { parts: { tokens: 1 }, kind: ({ action }) => (action === "keep" ? "keep" : "read") },
-  sale: null,
-  "shared-attention": null,
-  "star-attention": null,
-  "streaming-llm": { parts: { window: 1 } },
-  tidaldecode: { parts: { tokens: 1 }, sparse: { choose: 0 } },
-  tokenselect: { parts: { tokens: 1 / 2, window: 3 / 8, sinks: 1 / 8 } },
-};
 
 /** Names of parameters that set how much is read or kept, the likeliest first. */
 const NAMES = ["tokens", "capacity", "budget", "keep", "share", "window"];
@@ -77,8 +44,8 @@ export function budgeted(method: string): Budgeted | undefined {
   return undefined;
 }
 
-function placeOf(card: Card): Place | undefined {
-  if (card.name in PLACES) return PLACES[card.name] ?? undefined;
+function placeOf(card: Card): BudgetCard | undefined {
+  if (card.budget !== undefined) return card.budget ?? undefined;
   const hooks = ["select", "retain", "context"] as const;
   if (card.kind === "analysis" || !hooks.some((hook) => card.hooks.includes(hook))) return undefined;
   const found = NAMES.flatMap((n) => card.parameters.find((p) => p.name === n && /number/.test(p.type)) ?? [])[0];
@@ -92,16 +59,17 @@ function placeOf(card: Card): Place | undefined {
   };
 }
 
-function fill(calls: readonly MethodCall[], i: number, place: Place): Budgeted {
+function fill(calls: readonly MethodCall[], i: number, place: BudgetCard): Budgeted {
   const { params } = calls[i];
-  const { parts, also = {}, sparse, range = TOKENS } = place;
+  const { parts, also = {}, sparse, range = TOKENS, keeps } = place;
   const left = sparse && !Object.keys(sparse).some((name) => name in params);
   const at = (value: number, more: MethodCall["params"]) => {
     const own = Object.entries(parts).map(([name, part]) => [name, partOf(value, part, range)] as const);
     const call = { ...calls[i], params: { ...also, ...more, ...Object.fromEntries(own), ...params } };
     return printMethods(calls.map((c, j) => (i === j ? call : c)));
   };
-  const kind = place.kind?.(params) ?? kindOf([calls[i]]);
+  const keeping = keeps && Object.entries(keeps).every(([name, value]) => params[name] === value);
+  const kind = keeping === undefined ? kindOf([calls[i]]) : keeping ? "keep" : "read";
   const base = { kind, range };
   return {
     ...base,
