@@ -1,11 +1,11 @@
 import { existsSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openStories, STORIES } from "../../../test/trained-stories.js";
 import { full } from "../full.js";
 import { method } from "../method.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { boundScores, keyBounds } from "../select/index.js";
 import { quest } from "../selection/quest.js";
-import { openStories, STORIES } from "../selection/trained.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
 import { duoattention } from "./duoattention.js";
 import { lserve, pageMaxima, selectPages } from "./lserve.js";

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { decodedLogits, meanDivergence, openStories, STORIES } from "../../../test/trained-stories.js";
 import type { AttachedMethod, AttentionStep, Part } from "../../engine/hooks.js";
 import { rotate } from "../../engine/rotary.js";
 import { largest } from "../budget.js";
@@ -7,7 +8,6 @@ import { full } from "../full.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, randomRows, sliceRows } from "../testing.js";
 import { keptMass, sparq, sparqParts, sparseQueries, type ValueMeans, withMean } from "./sparq.js";
-import { decodedLogits, meanDivergence, openStories, STORIES } from "./trained.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const { heads, kvHeads, headDim } = SHAPE;

@@ -1,9 +1,9 @@
-import { Engine } from "../../engine/engine.js";
-import type { AttachedMethod } from "../../engine/hooks.js";
-import { openCheckpoint } from "../../models/index.js";
+import { Engine } from "../src/engine/engine.js";
+import type { AttachedMethod } from "../src/engine/hooks.js";
+import { openCheckpoint } from "../src/models/index.js";
 
 /** A small model that was trained (on stories, at 512 tokens), where it lies beside the project; for tests. */
-export const STORIES = new URL("../../../../shared/checkpoints/stories260K/", import.meta.url).pathname;
+export const STORIES = new URL("../../shared/checkpoints/stories260K/", import.meta.url).pathname;
 
 const TEXT =
   "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her red ball. One " +
