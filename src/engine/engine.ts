@@ -274,8 +274,8 @@ export class Engine {
     });
   }
 
-  /** How many of these sequences certainly have room for one more token, and the error for the rest. */
-  fitting(sequences: readonly Sequence[]): { fits: number; error: FoveaError } {
+  /** How many of these sequences certainly have room for one more token, and the error for the rest, where there are some. */
+  fitting(sequences: readonly Sequence[]): { fits: number; error?: FoveaError } {
     const { layers, kvHeads, headDim } = this.config;
     const step = this.#own?.bound.state ? 0 : layers * kvHeads * (16 * headDim * 8 + 256);
     const free = this.pool.limitBytes - this.pool.bytesUsed;
@@ -284,8 +284,9 @@ export class Engine {
       taken += step * (1 + others.length);
       return step > 0 && taken > free;
     });
+    if (late < 0) return { fits: sequences.length };
     return {
-      fits: late < 0 ? sequences.length : late,
+      fits: late,
       error: new FoveaError(
         "out-of-memory",
         `the cache is full: ${megabytes(this.pool.bytesUsed)} of ${megabytes(this.pool.limitBytes)} are in use and a token may need ${megabytes(step)}`,

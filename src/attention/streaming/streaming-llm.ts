@@ -138,10 +138,12 @@ export function trimToWindow(
   sinks: number,
   room: number,
 ): void {
-  const first = countSinks(step.view, head, sinks);
   const length = step.view.length(head);
-  if (length - first - room >= (step.phase === "decode" ? TOGETHER : 1))
-    step.keep(head, keptEntries(length, first, room));
+  const least = step.phase === "decode" ? TOGETHER : 1;
+  // most decoded rows end here, without a look at the positions
+  if (length - room < least) return;
+  const first = countSinks(step.view, head, sinks);
+  if (length - first - room >= least) step.keep(head, keptEntries(length, first, room));
 }
 
 /** Entries that stay of `length`: the first `sinks` and the last `room`. */
