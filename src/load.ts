@@ -13,14 +13,15 @@ import { Host, type HostOptions, type MethodList } from "./engine/host.js";
 import { createModel } from "./engine/model.js";
 import { aborted, checkAbort, FoveaError } from "./error.js";
 import { threadsAvailable } from "./kernels/index.js";
-import { type Checkpoint, openCheckpoint } from "./models/index.js";
+import { type Checkpoint, EMBEDDED, openCheckpoint } from "./models/index.js";
 
 /** Models with fewer parameters than this run in float32 unless told otherwise: int8 gains nothing there. */
 const SMALL = 50e6;
 
 /**
  * Loads a checkpoint: a folder or file in Hugging Face's formats, a .gguf file, or `hf:owner/name[@revision]`; or the
- * URL of such a folder or file (in a browser always a URL, which may be relative to the page).
+ * URL of such a folder or file (in a browser always a URL, which may be relative to the page). "nano" is the model that
+ * comes with the package.
  *
  * The engine runs in a worker of its own, so the caller's event loop stays free; with `worker: false` it runs in the
  * calling thread, where a method may be any function and a run blocks.
@@ -34,7 +35,7 @@ const SMALL = 50e6;
  */
 export async function load(name: string, options: LoadOptions = {}): Promise<Model> {
   checkAbort(options.signal);
-  const place = inNode() ? name : absolute(name);
+  const place = inNode() || EMBEDDED.includes(name) ? name : absolute(name);
   const checkpoint = await openCheckpoint(place, openOptions(options));
   const full = await hostOptions(checkpoint, options);
   const { config, tokenizer, chatTemplate } = checkpoint;

@@ -3,7 +3,7 @@
  *
  *   npm run build && npm run nano:train                            until it is stopped
  *   npm run nano:train -- --steps 8000 --decay 1000                to its end: the rate falls to 0 over the last 1000
- *   fovea convert out/nano-run/step-0008000 models/nano --type f16
+ *   fovea convert -m out/nano-run/step-0008000 -o models/nano --type f16
  */
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -20,7 +20,7 @@ import {
   train,
   trainTokenizerFiles,
 } from "fovea/train";
-import { ANSWER, documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
+import { ANSWER, Draw, documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
 
 const { values } = parseArgs({
   options: {
@@ -41,8 +41,12 @@ const { folder } = values;
 mkdirSync(folder, { recursive: true });
 const filler = await loadFiller("data/filler");
 
-/** The tokenizer, of texts as they are trained on. */
-function tokenizer(): Tokenizer {
+/** Tokenizers beside nano's own for training, each without a part of its merges. */
+const OTHERS = 24;
+const DROPPED = 0.2;
+
+/** The tokenizer, of texts as they are trained on, and others with the same ids. */
+function tokenizers(): [Tokenizer, ...Tokenizer[]] {
   const file = `${folder}/tokenizer.json`;
   if (!existsSync(file)) {
     const kinds = KINDS.filter((kind) => kind !== "rewriting");
@@ -58,10 +62,19 @@ function tokenizer(): Tokenizer {
     writeFileSync(file, JSON.stringify(files));
   }
   const { tokenizer, config } = JSON.parse(readFileSync(file, "utf8"));
-  return createTokenizer(tokenizer, config);
+  const { merges } = tokenizer.model;
+  return [
+    createTokenizer(tokenizer, config),
+    ...Array.from({ length: OTHERS }, (_, i) => {
+      const random = new Draw(i);
+      const kept = merges.filter(() => random.next() >= DROPPED);
+      return createTokenizer({ ...tokenizer, model: { ...tokenizer.model, merges: kept } }, config);
+    }),
+  ];
 }
 
-const words = tokenizer();
+const pieces = tokenizers();
+const [words] = pieces;
 const model = decoder({
   name: "nano",
   layers: Number(values.layers),
@@ -86,7 +99,7 @@ const [newest] = (await checkpoints(folder)).slice(-1);
 const written: number[] = existsSync(journal) ? JSON.parse(readFileSync(journal, "utf8")) : [0];
 const starts = written.filter((step) => step <= (newest?.step ?? 0));
 const stageAt = (step: number): number => starts.findLastIndex((from) => from <= step);
-const sources = STAGES.map((stage) => stageData(stage, words, filler));
+const sources = STAGES.map((stage) => stageData(stage, pieces, filler));
 const data: DataSource = {
   name: "nano",
   vocabulary: words.vocabSize,
@@ -156,7 +169,7 @@ await train({
     data,
     steps: Number(values.steps),
     folder,
-    saveEvery: 500,
+    saveEvery: 250,
     logEvery: 50,
     threads: Number(values.threads),
   },
@@ -164,7 +177,7 @@ await train({
   schedule: (step) => Math.min(1, (step + 1) / 100, (Number(values.steps) - step) / Number(values.decay)),
   signal: controller.signal,
   evaluate: {
-    every: 50,
+    every: 100,
     async measure(evaluator, step) {
       const index = stageAt(step - 1);
       const stage = STAGES[index];

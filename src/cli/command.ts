@@ -1,4 +1,6 @@
 import { parseArgs } from "node:util";
+import { FoveaError } from "../error.js";
+import { readText } from "./files.js";
 import type { Io } from "./io.js";
 import { flag, kebab, type Option, type OptionTable, type OptionValues, UsageError } from "./options.js";
 import { nearest } from "./suggest.js";
@@ -43,7 +45,9 @@ export function command<const O extends OptionTable>(definition: Definition<O>):
     ...definition,
     options: { ...definition.options, ...HELP },
     async run(args, io) {
-      const { values, positionals } = parseOptions(args, made.options, definition.name);
+      const given = parseOptions(args, made.options, definition.name);
+      const { positionals } = given;
+      const values = await withConfig(given, made.options);
       if (values.help) {
         io.out(commandHelp(made));
         return 0;
@@ -63,7 +67,7 @@ export function parseOptions<const O extends OptionTable>(
   args: readonly string[],
   options: O,
   commandName: string,
-): { values: OptionValues<O>; positionals: string[] } {
+): { values: OptionValues<O>; positionals: string[]; set: ReadonlySet<string> } {
   const names = new Map(Object.keys(options).map((name) => [kebab(name), name]));
   const shorts = new Map(Object.entries(options).flatMap(([name, { short }]) => (short ? [[short, name]] : [])));
   const { tokens } = parseArgs({
@@ -81,6 +85,7 @@ export function parseOptions<const O extends OptionTable>(
   const values: Record<string, unknown> = {};
   for (const [name, option] of Object.entries(options)) values[name] = option.fallback;
   const positionals: string[] = [];
+  const set = new Set<string>();
   for (const token of tokens) {
     if (token.kind === "positional") positionals.push(token.value);
     if (token.kind !== "option") continue;
@@ -95,8 +100,41 @@ export function parseOptions<const O extends OptionTable>(
       throw new UsageError(`--${token.name} needs a value: --${token.name} <${option.value}>`, hintFor(commandName));
     }
     values[name] = option.parse(token.value ?? "", token.name);
+    set.add(name);
   }
-  return { values: values as OptionValues<O>, positionals };
+  return { values: values as OptionValues<O>, positionals, set };
+}
+
+/**
+ * Values with those of the file that --config names, where a command has that option: what the command line gives wins.
+ * @throws FoveaError `bad-file` where the file holds no object of the command's options
+ */
+async function withConfig<O extends OptionTable>(
+  { values, set }: { values: OptionValues<O>; set: ReadonlySet<string> },
+  options: OptionTable,
+): Promise<OptionValues<O>> {
+  const file = (values as Record<string, unknown>).config;
+  if (typeof file !== "string" || !("config" in options)) return values;
+  const bad = (message: string) =>
+    new FoveaError("bad-file", `--config: ${file} ${message}`, {
+      hint: 'it holds options as JSON, for example {"attention": "quest(tokens=512)", "cache": "int8"}',
+    });
+  let found: unknown;
+  const content = await readText(file);
+  try {
+    found = JSON.parse(content);
+  } catch {
+    throw bad("is no JSON");
+  }
+  if (typeof found !== "object" || found === null || Array.isArray(found)) throw bad("is no object");
+  const merged: Record<string, unknown> = { ...values };
+  for (const [name, value] of Object.entries(found)) {
+    const key = Object.keys(options).find((one) => one === name || kebab(one) === name);
+    if (key === undefined || key === "config") throw bad(`sets "${name}", which this command does not take`);
+    if (typeof value === "object") throw bad(`gives "${name}" no text, number or truth value`);
+    if (!set.has(key)) merged[key] = options[key].parse(String(value), kebab(key));
+  }
+  return merged as OptionValues<O>;
 }
 
 /**

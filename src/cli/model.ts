@@ -1,16 +1,11 @@
 import { existsSync } from "node:fs";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
 import type { LoadOptions, Model } from "../engine/api.js";
 import { FoveaError } from "../error.js";
-import type { OpenOptions } from "../models/index.js";
+import { EMBEDDED, embeddedUrl, type OpenOptions } from "../models/index.js";
 import { readText } from "./files.js";
 import type { Io } from "./io.js";
 import { bytes, choice, flag, integer, integers, type OptionValues, text, UsageError } from "./options.js";
 import { type ProgressLine, progressLine } from "./progress.js";
-
-/** Models that come with the package, the first that is there is the default. */
-const EMBEDDED = ["nano", "tiny"];
 
 export const modelOption = {
   model: text("a folder, a .gguf or .safetensors file, or hf:owner/name", "model", {
@@ -29,6 +24,7 @@ export const loadOptions = {
   context: integer("positions that a text may take", { min: 1, fallbackText: "the model's own" }),
   provider: choice("where the dense layers run", ["cpu", "webgpu", "cuda", "auto"]),
   cacheFolder: text("folder of downloaded models", "folder"),
+  config: text("options from a file, such as fovea tune writes; those given here win", "file"),
 };
 
 export const promptOptions = {
@@ -39,18 +35,10 @@ export const promptOptions = {
 
 export const jsonOption = { json: flag("print JSON") };
 
-/** The folder of an embedded model: beside dist/ in the package. */
-function embedded(name: string): string {
-  return join(dirname(fileURLToPath(import.meta.url)), "..", "..", "models", name);
-}
-
-/** The model that -m names: an embedded one by its name, else as given; without -m the default. */
+/** The model that -m names; without -m the first embedded one that is there. */
 export function modelName(given: string | undefined): string {
   if (given !== undefined && given.trim() === "") throw new UsageError("-m names no model");
-  if (given !== undefined) {
-    return EMBEDDED.includes(given) && !existsSync(given) && existsSync(embedded(given)) ? embedded(given) : given;
-  }
-  const found = EMBEDDED.map(embedded).find((folder) => existsSync(folder));
+  const found = given ?? EMBEDDED.find((name) => existsSync(embeddedUrl(name)));
   if (found !== undefined) return found;
   throw new FoveaError("not-found", "no model was named and this installation has no embedded one", {
     hint: "name one with -m: a folder, a .gguf file or hf:owner/name",
@@ -58,7 +46,11 @@ export function modelName(given: string | undefined): string {
 }
 
 /** What `load` takes, from the command line. */
-export function toLoadOptions(values: OptionValues<typeof loadOptions>, io: Io, progress: ProgressLine): LoadOptions {
+export function toLoadOptions(
+  values: Omit<OptionValues<typeof loadOptions>, "config">,
+  io: Io,
+  progress: ProgressLine,
+): LoadOptions {
   const { precision, cache, threads, memory, context, provider, cacheFolder } = values;
   return {
     ...(precision && { precision }),

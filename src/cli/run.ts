@@ -13,6 +13,7 @@ import { methods } from "./commands/methods.js";
 import { plot } from "./commands/plot.js";
 import { score } from "./commands/score.js";
 import { trainCommand } from "./commands/train.js";
+import { tuneCommand } from "./commands/tune.js";
 import { type Io, READER_GONE } from "./io.js";
 import { UsageError } from "./options.js";
 import { nearest } from "./suggest.js";
@@ -33,6 +34,7 @@ export const COMMANDS: readonly Command[] = [
   plot,
   compare,
   bench,
+  tuneCommand,
 ];
 
 /** Exit codes: what a shell sees. */

@@ -2,6 +2,7 @@ import { FoveaError } from "../error.js";
 import type { WeightSource } from "../graph/index.js";
 import { chatTemplateOf } from "./chat.js";
 import { type ModelConfig, parameterCount, parseConfig } from "./config.js";
+import { embeddedPlace } from "./embedded.js";
 import { openGguf } from "./gguf.js";
 import { configFromGguf, type RotaryFactors } from "./gguf-config.js";
 import { tokenizerFromGguf } from "./gguf-tokenizer.js";
@@ -54,7 +55,7 @@ export interface OpenOptions {
 
 /**
  * Opens a checkpoint.
- * @param name a folder with config.json, *.safetensors and tokenizer.json (or with one .gguf file); a `.gguf` file; a
+ * @param name "nano", the model that comes with the package; a folder with config.json, *.safetensors and tokenizer.json (or with one .gguf file); a `.gguf` file; a
  *   `.safetensors` file beside its config.json; `hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name:file.gguf`,
  *   which is downloaded once; or the URL of a .gguf file or of a folder (a blob: URL ends in "#.gguf")
  * @example
@@ -64,7 +65,7 @@ export interface OpenOptions {
  *   tensor), "unsupported"
  */
 export async function openCheckpoint(name: string, options: OpenOptions = {}): Promise<Checkpoint> {
-  const path = name.startsWith("hf:") ? await download(name, options) : name;
+  const path = name.startsWith("hf:") ? await download(name, options) : ((await embeddedPlace(name)) ?? name);
   const file = await findFile(path);
   const checkpoint = file.endsWith(".gguf") ? await openGgufCheckpoint(file) : await openFolder(path, file);
   return { ...checkpoint, name };

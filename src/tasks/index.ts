@@ -28,3 +28,4 @@ export {
   type TaskCase,
   type TaskQuestion,
 } from "./task.js";
+export { CANDIDATES, GOALS, type Goal, type Tried, type Tuned, type TuneOptions, tune } from "./tune/tune.js";

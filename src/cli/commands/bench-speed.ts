@@ -11,7 +11,7 @@ import { withQ8Gguf } from "../speed/gguf.js";
 import { llamaSettings, Q8_0_SHARE } from "../speed/llama.js";
 import { measureAll, type Ratio, type Row, ratios, type Setting } from "../speed/measure.js";
 
-const { attention: _, ...base } = loadOptions;
+const { attention: _, config: _config, ...base } = loadOptions;
 
 const options = {
   ...base,

@@ -1,13 +1,11 @@
-import { appendFile, mkdir } from "node:fs/promises";
-import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";
-import { FoveaError } from "../../error.js";
 import type { BenchRecord, BenchRow, Mode, Skipped } from "../../tasks/index.js";
 import { runningCommit } from "../bench/commit.js";
 import { writePlots } from "../bench/plots.js";
 import { printRows } from "../bench/report.js";
+import { openStore } from "../bench/store.js";
 import { type Command, command } from "../command.js";
-import { readText, writeAtomic } from "../files.js";
+import { readText } from "../files.js";
 import { json } from "../format.js";
 import type { Io } from "../io.js";
 import { jsonOption, loadOptions, modelName, toLoadOptions } from "../model.js";
@@ -26,7 +24,7 @@ import { bar, type ProgressLine, progressLine } from "../progress.js";
 import { benchCompare } from "./bench-compare.js";
 import { benchSpeed } from "./bench-speed.js";
 
-const { attention: _, model: _model, ...base } = loadOptions;
+const { attention: _, model: _model, config: _config, ...base } = loadOptions;
 
 const options = {
   model: text("models, separated by commas: folders, files, hf:owner/name", "models", {
@@ -200,25 +198,4 @@ function shares(given: string | undefined): number[] {
     if (over.trim() !== "" && share > 0 && share < 1) return share;
     throw new UsageError(`--share takes shares of the text between 0 and 1, such as 1/8 or 0.1, got "${word}"`);
   });
-}
-
-/** The file of records: what is in it, and how more is added. */
-async function openStore(file: string | undefined) {
-  if (file === undefined) return { known: [] as BenchRecord[], count: () => 0, add: () => undefined };
-  const { parseRecords } = await import("../../tasks/index.js");
-  const found = await readText(file).catch((error: unknown) => {
-    if (error instanceof FoveaError && error.code === "not-found") return "";
-    throw error;
-  });
-  const known = parseRecords(found, file);
-  await mkdir(dirname(file), { recursive: true });
-  // a line that was cut short goes
-  if (found !== "" && !found.endsWith("\n"))
-    await writeAtomic(file, known.map((record) => `${JSON.stringify(record)}\n`).join(""));
-  let count = known.length;
-  const add = async (record: BenchRecord) => {
-    await appendFile(file, `${JSON.stringify(record)}\n`);
-    count++;
-  };
-  return { known, count: () => count, add };
 }

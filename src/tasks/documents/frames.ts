@@ -306,8 +306,9 @@ export function regularFrame(base: string, types: readonly ThingType[]): Frame {
   return { base, past: `${base}ed`, participle: `${base}ed`, types };
 }
 
-/** What a property's value is. */
-export type ValueType = "name" | "place" | "code" | "date" | "amount";
+/** What a property's value can be. */
+export const VALUE_TYPES = ["name", "place", "code", "date", "amount"] as const;
+export type ValueType = (typeof VALUE_TYPES)[number];
 
 /** A property: "the access code of the copper pump is KX-482". */
 export interface Property {

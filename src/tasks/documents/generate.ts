@@ -43,6 +43,8 @@ export interface DocumentOptions {
   readonly facts?: number;
   /** Share of documents whose content words are made up. Default 0.25. */
   readonly pseudo?: number;
+  /** Share of the verbs and properties that are made up. Default 0.6 in documents of made-up words, else 0. */
+  readonly coined?: number;
   /** Layouts to draw from. Default all. */
   readonly renderers?: readonly Renderer[];
   /** Forms of sentence to draw from. Default all. */
@@ -86,13 +88,22 @@ export function generateDocument(options: DocumentOptions): DocumentCase {
 const isList = (kind: Kind): boolean => kind === "pairs" || kind === "reversed";
 
 function check(options: DocumentOptions, kinds: readonly Kind[]): void {
-  const { length, questions = 1, pseudo = 0, depth = 0, obeyed = 0, renderers = RENDERERS, forms = FORMS } = options;
+  const {
+    length,
+    questions = 1,
+    pseudo = 0,
+    coined = 0,
+    depth = 0,
+    obeyed = 0,
+    renderers = RENDERERS,
+    forms = FORMS,
+  } = options;
   for (const kind of kinds)
     if (!KINDS.includes(kind)) throw new FoveaError("bad-input", `no kind "${kind}": one of ${KINDS.join(", ")}`);
   if (kinds.length === 0 || renderers.length === 0 || forms.length === 0)
     throw new FoveaError("bad-input", "kinds, renderers and forms must each name at least one");
   if (!(length > 0) || !(questions >= 1)) throw new FoveaError("bad-input", "length and questions must be positive");
-  for (const [name, share] of Object.entries({ pseudo, depth, obeyed }))
+  for (const [name, share] of Object.entries({ pseudo, coined, depth, obeyed }))
     if (!(share >= 0 && share <= 1)) throw new FoveaError("bad-input", `${name} is ${share}; it must be from 0 to 1`);
 }
 
@@ -113,7 +124,7 @@ interface Planted {
 function make(options: DocumentOptions, kinds: readonly Kind[], random: Random): DocumentCase | undefined {
   const { split = "train", count = (text: string) => text.length, length } = options;
   const words = new Words(random, split, random.chance(options.pseudo ?? 0.25));
-  const planner = new Planner(words, options.frames ?? split);
+  const planner = new Planner(words, options.frames ?? split, options.coined ?? (words.pseudo ? 0.6 : 0));
   const plans = kinds.map((kind) => planner.plan(kind));
   const own = planner.facts.length;
   const wanted = options.facts ?? own + 2;

@@ -1,6 +1,15 @@
 import { ask, needed, type Wording } from "./ask.js";
 import { type EventFact, type Fact, isEvent, type PropertyFact, slotsOf, slotText } from "./facts.js";
-import { FRAMES, type Frame, frameSplit, PROPERTIES, type Property, propertySplit, regularFrame } from "./frames.js";
+import {
+  FRAMES,
+  type Frame,
+  frameSplit,
+  PROPERTIES,
+  type Property,
+  propertySplit,
+  regularFrame,
+  VALUE_TYPES,
+} from "./frames.js";
 import type { Random } from "./random.js";
 import { type Kind, NOT_STATED, type Slot, type Split } from "./types.js";
 import { NUMBERED, SOLID_TYPES, THING_TYPES, type Thing, type ThingType, type Words } from "./words.js";
@@ -36,6 +45,8 @@ export class Planner {
   constructor(
     readonly words: Words,
     readonly frames: Split | "all",
+    /** Share of the verbs and properties that are made up. */
+    readonly coined: number,
   ) {
     this.#frames = this.random.shuffle(this.#pool());
   }
@@ -51,12 +62,16 @@ export class Planner {
   /** A verb that the document has not used, as long as there are any. */
   #frame(type?: ThingType): Frame {
     const { random, words } = this;
-    if (words.pseudo && random.chance(0.6)) return regularFrame(words.pseudoVerb(), [type ?? random.pick(THING_TYPES)]);
+    if (this.#coins()) return regularFrame(words.pseudoVerb(), [type ?? random.pick(THING_TYPES)]);
     const suits = (frame: Frame) => type === undefined || frame.types.includes(type);
     const index = this.#frames.findIndex(suits);
     if (index >= 0) return this.#frames.splice(index, 1)[0];
     const pool = this.#pool().filter(suits);
     return random.pick(pool.length > 0 ? pool : this.#pool());
+  }
+
+  #coins(): boolean {
+    return this.coined > 0 && this.random.chance(this.coined);
   }
 
   #add<T extends Fact>(fact: T): T {
@@ -101,10 +116,25 @@ export class Planner {
     const of = (property: Property, type: ThingType) => property.types?.includes(type) ?? SOLID_TYPES.has(type);
     const pool = this.#properties();
     const fitting = set.thing ? pool.filter((one) => of(one, set.thing!.type)) : pool;
-    const property = set.property ?? random.pick(fitting);
+    const property = set.property ?? this.#coinedProperty() ?? random.pick(fitting);
     const type = set.thing?.type ?? random.pick(THING_TYPES.filter((one) => of(property, one)));
     const thing = set.thing ?? words.thing(type);
     return this.#add({ id: this.#id++, property, thing, value: this.value(property), ...set });
+  }
+
+  /** A property of any thing, with a made-up name; undefined where the document coins none, or not this time. */
+  #coinedProperty(): Property | undefined {
+    if (!this.#coins()) return undefined;
+    const { random, words } = this;
+    const name = words.pseudoWord();
+    const value = random.pick(VALUE_TYPES);
+    return {
+      name,
+      value,
+      ...(value === "amount" && { unit: `${words.pseudoWord()}s` }),
+      changes: true,
+      split: words.split,
+    };
   }
 
   value(property: Property): string {
@@ -183,7 +213,9 @@ export class Planner {
     let slot: Slot;
     if (random.chance(0.3)) {
       slot = "value";
-      const first = this.property({ property: random.pick(this.#properties().filter((one) => one.changes)) });
+      const first = this.property({
+        property: this.#coinedProperty() ?? random.pick(this.#properties().filter((one) => one.changes)),
+      });
       versions.push(first);
       for (let i = 1; i < n; i++)
         versions.push(this.property({ ...bare(first), value: this.value(first.property), later: true }));
