@@ -27,7 +27,7 @@ export {
   convert,
   hasGgufForm,
 } from "./convert.js";
-export { EMBEDDED, EMBEDDED, embeddedUrl, embeddedUrl } from "./embedded.js";
+export { EMBEDDED, embeddedUrl } from "./embedded.js";
 export { type ExportOptions, exportModel } from "./export.js";
 export { FAMILIES, type Family, type FamilyName } from "./families.js";
 export { type GgufFile, type GgufToWrite, type GgufType, type GgufValue, openGguf, writeGguf } from "./gguf.js";
