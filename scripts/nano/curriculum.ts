@@ -7,8 +7,8 @@ import type { Tokenizer } from "fovea/models";
 import { type DocumentOptions, type Filler, generateDocument, trainingTokens } from "fovea/tasks";
 import { type DataSource, generated, type TokenDocument } from "fovea/train";
 
-/** Weight of an answer's tokens in the loss, beside 1 of all others. */
-export const ANSWER = 10;
+/** Weight of an answer's tokens in the loss, beside 1 of all others, unless a stage says another. */
+const ANSWER = 10;
 
 /** Positions that nano knows. */
 export const POSITIONS = 16384;
@@ -30,6 +30,8 @@ export interface Stage {
   /** Tokens of a batch. */
   readonly size: number;
   readonly sorts: readonly Sort[];
+  /** Weight of an answer's tokens, beside 1 of all others. Default 10. */
+  readonly answer?: number;
   /** Most leaps in the positions of a document. */
   readonly gaps: number;
   /** Share of right answers at which the stage is left. */
@@ -97,7 +99,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "any words",
-    ...{ lengths: [256, 256, 512], size: 4096, gaps: 1, until: 0.85, atMost: 2200 },
+    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 2200 },
     sorts: [
       { weight: 0.5, kind: "pairs" },
       { weight: 4, kind: "single", bare: true, ...MADE_UP },
@@ -109,12 +111,12 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "kinds",
-    ...{ lengths: [256, 512, 512], size: 4096, gaps: 2, until: 0.9, atMost: 2400 },
+    ...{ lengths: [256, 512, 512], size: 4096, answer: 40, gaps: 2, until: 0.9, atMost: 2400 },
     sorts: EVERY_KIND,
   },
   {
     name: "long",
-    ...{ lengths: [512, 1024, 2048], size: 4096, gaps: 2, until: 2, atMost: 100_000 },
+    ...{ lengths: [512, 1024, 2048], size: 4096, answer: 40, gaps: 2, until: 2, atMost: 100_000 },
     sorts: EVERY_KIND,
   },
 ];
@@ -145,7 +147,7 @@ export function stageData(
     const tokens = sort.tokens ?? random.pick([1, 1, 1, 0.5, 0.25]) * room;
     const [own, ...others] = tokenizers;
     const tokenizer = random.next() < OTHER_PIECES ? random.pick(others) : own;
-    return documentOf(sort, tokens, `nano ${index}`, "train", tokenizer, filler);
+    return documentOf(sort, tokens, `nano ${index}`, "train", tokenizer, filler, stage.answer);
   };
   const source = generated(name, tokenizers[0].vocabSize, make, {
     ...{ rows: size / lengths[0], length: lengths[0] },
@@ -166,6 +168,7 @@ export function documentOf(
   split: "train" | "held-out",
   tokenizer: Tokenizer,
   filler: readonly Filler[],
+  answer = ANSWER,
 ): TokenDocument {
   const { weight: _, bare, tokens: fixed, ...options } = sort;
   const draw = new Draw(hash(seed));
@@ -178,7 +181,7 @@ export function documentOf(
     try {
       const length = Math.floor(left * density(sort));
       const made = generateDocument({ split, questions, ...options, seed, length, ...(!bare && { filler }) });
-      return trainingTokens(made, tokenizer, { answer: ANSWER });
+      return trainingTokens(made, tokenizer, { answer });
     } catch (error) {
       // some layouts and kinds need more room than others
       if (left > 600) throw error;

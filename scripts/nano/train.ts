@@ -20,7 +20,7 @@ import {
   train,
   trainTokenizerFiles,
 } from "fovea/train";
-import { ANSWER, Draw, documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
+import { Draw, documentOf, POSITIONS, STAGES, type Stage, stageData } from "./curriculum.js";
 
 const { values } = parseArgs({
   options: {
@@ -127,7 +127,7 @@ function probe(stage: Stage, length: number): Batch[] {
       for (let i = 0; i < end; i++) {
         batch.ids[r * length + i] = ids[i];
         batch.documents[r * length + i] = 0;
-        if (i + 1 === end || weights?.[i + 1] !== ANSWER) continue;
+        if (i + 1 === end || !((weights?.[i + 1] ?? 0) > 1)) continue;
         batch.targets[r * length + i] = ids[i + 1];
         batch.weights[r * length + i] = 1;
       }
