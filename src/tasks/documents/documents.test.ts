@@ -195,6 +195,19 @@ describe("documents with known answers", () => {
     expect(slots.size).toBe(8);
   });
 
+  it("makes up verbs and properties where it is told to, and answers of them too", () => {
+    const known = new Set(FRAMES.map((frame) => frame.base));
+    for (const kind of ["single", "latest", "two-hop", "not-stated", "distractors"] as const)
+      for (const seed of SEEDS) {
+        const one = made(kind, seed, { coined: 1, pseudo: 0 });
+        expect(one.verbs.filter((verb) => known.has(verb))).toEqual([]);
+        expect(PROPERTIES.filter(({ name }) => one.document.includes(`${name} of the`))).toEqual([]);
+        for (const { text, stated } of one.questions) expect(oracle(one.document, text), text).toBe(stated);
+      }
+    expect(made("single", 4, { pseudo: 0 }).verbs.every((verb) => known.has(verb))).toBe(true);
+    expect(() => made("single", 1, { coined: -1 })).toThrow(/coined is -1/);
+  });
+
   it("takes only the layouts and forms that it is given, and puts evidence at the depth asked for", () => {
     const one = made("single", 3, { renderers: ["prose"], forms: ["passive"] });
     expect([one.renderer, one.forms]).toEqual(["prose", ["passive"]]);
