@@ -99,9 +99,33 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "any words",
-    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 2200 },
+    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 850 },
     sorts: [
       { weight: 0.5, kind: "pairs" },
+      { weight: 4, kind: "single", bare: true, ...MADE_UP },
+      { weight: 2, kind: "single", ...MADE_UP },
+      { weight: 1, kind: "latest", bare: true, ...MADE_UP },
+      { weight: 0.5, kind: "not-stated", bare: true, ...MADE_UP },
+      { weight: 1.5, kind: "two-hop", bare: true, ...MADE_UP },
+    ],
+  },
+  {
+    // "Ada Moreau painted the shed. Who painted the shed?": what is asked for stands before what it is found by
+    name: "value first",
+    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 1200 },
+    sorts: [
+      { weight: 2, kind: "reversed", facts: 2, questions: 2, tokens: 50 },
+      { weight: 2, kind: "reversed", facts: 4, questions: 4, tokens: 110 },
+      { weight: 1, kind: "reversed" },
+      { weight: 0.5, kind: "pairs" },
+      { weight: 2, kind: "single", bare: true, ...MADE_UP },
+    ],
+  },
+  {
+    name: "either order",
+    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 2200 },
+    sorts: [
+      { weight: 1, kind: LISTS },
       { weight: 4, kind: "single", bare: true, ...MADE_UP },
       { weight: 2, kind: "single", ...MADE_UP },
       { weight: 1, kind: "latest", bare: true, ...MADE_UP },
