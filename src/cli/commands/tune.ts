@@ -24,6 +24,7 @@ const options = {
     fallbackText: "speed",
   }),
   keep: decimal("share of full attention's accuracy that must be kept", { min: 0.01, max: 1, fallbackText: "0.99" }),
+  allow: decimal("what is not the goal, cache or time, may grow by this factor", { min: 0.01, fallbackText: "1.03" }),
   length: integer("tokens of a text with its question", { min: 256, fallback: 4096 }),
   minutes: decimal("time after which nothing new is begun", { min: 0.01, fallbackText: "20" }),
   methods: methodList("methods to try, separated by commas", []),
@@ -84,6 +85,7 @@ async function search(values: Values, io: Io): Promise<Tuned> {
       ...{ model, texts, tasks: chosen, length: values.length, cases: values.cases, screen: values.screen },
       ...{ goal: values.goal ?? "speed", keep: values.keep ?? 0.99, time: (values.minutes ?? 20) * 60_000 },
       ...(methods && { methods }),
+      ...(values.allow !== undefined && { allow: values.allow }),
       ...{ known: store.known, onRecord: store.add, signal: io.signal },
       onProgress: ({ done, total, label }) => progress.note(`${bar(done, total)} ${label}`),
     });

@@ -208,6 +208,14 @@ describe("documents with known answers", () => {
     expect(() => made("single", 1, { coined: -1 })).toThrow(/coined is -1/);
   });
 
+  it("asks for the slots that it is given", () => {
+    for (const slots of [["who", "what"], ["value"], ["when"]] as const)
+      for (const seed of SEEDS.slice(0, 10))
+        // an event that has no time is asked for something else
+        for (const { slot } of made("single", seed, { slots }).questions)
+          expect(slots[0] === "when" ? "when who what where whom which howMany".split(" ") : slots).toContain(slot);
+  });
+
   it("takes only the layouts and forms that it is given, and puts evidence at the depth asked for", () => {
     const one = made("single", 3, { renderers: ["prose"], forms: ["passive"] });
     expect([one.renderer, one.forms]).toEqual(["prose", ["passive"]]);

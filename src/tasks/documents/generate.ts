@@ -17,6 +17,7 @@ import {
   type Question,
   RENDERERS,
   type Renderer,
+  type Slot,
   type Span,
   type Split,
 } from "./types.js";
@@ -45,6 +46,8 @@ export interface DocumentOptions {
   readonly pseudo?: number;
   /** Share of the verbs and properties that are made up. Default 0.6 in documents of made-up words, else 0. */
   readonly coined?: number;
+  /** Slots that single questions ask for, where a fact fills one of them. Default all. */
+  readonly slots?: readonly Slot[];
   /** Layouts to draw from. Default all. */
   readonly renderers?: readonly Renderer[];
   /** Forms of sentence to draw from. Default all. */
@@ -124,7 +127,12 @@ interface Planted {
 function make(options: DocumentOptions, kinds: readonly Kind[], random: Random): DocumentCase | undefined {
   const { split = "train", count = (text: string) => text.length, length } = options;
   const words = new Words(random, split, random.chance(options.pseudo ?? 0.25));
-  const planner = new Planner(words, options.frames ?? split, options.coined ?? (words.pseudo ? 0.6 : 0));
+  const planner = new Planner(
+    words,
+    options.frames ?? split,
+    options.coined ?? (words.pseudo ? 0.6 : 0),
+    options.slots,
+  );
   const plans = kinds.map((kind) => planner.plan(kind));
   const own = planner.facts.length;
   const wanted = options.facts ?? own + 2;

@@ -47,6 +47,8 @@ export class Planner {
     readonly frames: Split | "all",
     /** Share of the verbs and properties that are made up. */
     readonly coined: number,
+    /** Slots that a single question may ask for; undefined: any. */
+    readonly slots?: readonly Slot[],
   ) {
     this.#frames = this.random.shuffle(this.#pool());
   }
@@ -182,8 +184,11 @@ export class Planner {
   }
 
   #single(kind: Kind): Plan {
-    const fact = this.any();
-    const slot = this.random.pick(askable(fact));
+    const { slots } = this;
+    const fact =
+      slots === undefined ? this.any() : slots.every((one) => one === "value") ? this.property() : this.event();
+    const wanted = askable(fact).filter((one) => slots === undefined || slots.includes(one));
+    const slot = this.random.pick(wanted.length > 0 ? wanted : askable(fact));
     return { kind, ordered: [], build: (all) => this.#about(fact, slot, all) };
   }
 

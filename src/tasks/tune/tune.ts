@@ -26,6 +26,8 @@ export interface TuneOptions {
   readonly goal: Goal;
   /** Share of full attention's quality that must be kept. Default 0.99. */
   readonly keep?: number;
+  /** What is not the goal may grow by this factor: time where memory is, the cache where speed is. Default 1.03. */
+  readonly allow?: number;
   /** Tokens of prompt and reply together. */
   readonly length: number;
   /** Method strings; `$` stands where a number of tokens goes, else it goes to the method's own parameter for it. */
@@ -82,17 +84,25 @@ export interface Tuned {
 /** Full attention right in less than this share of the questions: then its replies are compared instead. */
 const KNOWS = 0.3;
 
-/** A token may take this much longer, or the cache this much more, when the other is the goal. */
-const SLACK = 1.03;
-
 /**
  * Searches the setting that reaches a goal and keeps quality, on the user's own text with needles in it. Each method is
  * tried at shares of the text by halving: less after a share that keeps, more after one that does not; the best are then
  * put more questions until one has answered `cases` of each task.
  */
 export async function tune(options: TuneOptions): Promise<Tuned> {
-  const { goal, keep = 0.99, length, time = 20 * 60_000, screen = 12, cases = 100, now = Date.now, signal } = options;
+  const {
+    goal,
+    keep = 0.99,
+    allow = 1.03,
+    length,
+    time = 20 * 60_000,
+    screen = 12,
+    cases = 100,
+    now = Date.now,
+    signal,
+  } = options;
   if (!(keep > 0 && keep <= 1)) throw new FoveaError("bad-input", `keep is ${keep}; expected a share above 0, up to 1`);
+  if (!(allow > 0)) throw new FoveaError("bad-input", `allow is ${allow}; expected a factor above 0`);
   const families = (options.methods ?? CANDIDATES).map((method) => new Family(method, length));
   const end = now() + time;
   const records: BenchRecord[] = [...(options.known ?? [])];
@@ -110,7 +120,7 @@ export async function tune(options: TuneOptions): Promise<Tuned> {
     });
     for (const { method } of skipped) failed.add(method);
   };
-  const judge = () => new Judge(records, length, { goal, keep });
+  const judge = () => new Judge(records, length, { goal, keep, allow });
 
   await measure([], screen);
   for (;;) {
@@ -151,7 +161,7 @@ class Judge {
   constructor(
     records: readonly BenchRecord[],
     readonly length: number,
-    readonly want: { readonly goal: Goal; readonly keep: number },
+    readonly want: { readonly goal: Goal; readonly keep: number; readonly allow: number },
   ) {
     const full = new Map(records.filter((r) => r.method === "full").map((r) => [caseOf(r), r]));
     const dense = [...full.values()];
@@ -200,11 +210,11 @@ class Judge {
 
   /** Those that hold and are not worse than full attention where the goal is not, the best first. */
   ranked(): Judged[] {
-    const { goal } = this.want;
+    const { goal, allow } = this.want;
     const better = (one: Judged) => (goal === "speed" ? one.speedup : one.shrink);
     const other = (one: Judged) => (goal === "speed" ? one.shrink : one.speedup);
     return this.#tried
-      .filter((one) => one.holds && other(one) >= 1 / SLACK && better(one) > 1)
+      .filter((one) => one.holds && other(one) >= 1 / allow && better(one) > 1)
       .sort((a, b) => better(b) - better(a));
   }
 
