@@ -23,8 +23,13 @@ const TASKS: readonly Task[] = [
 /** The tasks by name, in the order of the list. */
 export const taskCatalog: ReadonlyMap<string, Task> = new Map(TASKS.map((task) => [task.name, task]));
 
-/** RULER's thirteen, of which the last two stand in for SQuAD and HotpotQA. */
-const RULER = ["needle", "variables", "common-words", "frequent-words", "questions"];
+/** RULER's thirteen, but for the two of question answering. */
+const RULER = ["needle", "variables", "common-words", "frequent-words"];
+/** Those two: over SQuAD and HotpotQA where their files are given, and what stands in for them. */
+const RULER_QUESTIONS = [
+  ["questions-set/squad", "questions/single"],
+  ["questions-set/hotpot", "questions/two-hop"],
+] as const;
 
 /**
  * Tasks by name: `needle/single`, a family (`needle`), `ruler` for all of RULER or `all`. In the order of the list, none twice.
@@ -33,9 +38,10 @@ const RULER = ["needle", "variables", "common-words", "frequent-words", "questio
 export function tasksByName(names: readonly string[], catalog: ReadonlyMap<string, Task> = taskCatalog): Task[] {
   const found = new Set<Task>();
   for (const name of names) {
-    const families = name === "ruler" ? RULER : [name];
+    const questions = RULER_QUESTIONS.map(([set, substitute]) => (catalog.has(set) ? set : substitute));
+    const wanted = name === "ruler" ? [...RULER, ...questions] : [name];
     const own = [...catalog.values()].filter(
-      (task) => name === "all" || families.includes(task.family) || task.name === name,
+      (task) => name === "all" || wanted.includes(task.family) || wanted.includes(task.name),
     );
     if (own.length === 0)
       throw new FoveaError("bad-input", `there is no task ${JSON.stringify(name)}`, {

@@ -18,7 +18,10 @@ export {
   rougeL,
 } from "./metrics.js";
 export { effectiveLength, nolimaTasks } from "./nolima/nolima.js";
+export { type Passage, type PassageQuestion, type PassageSet, parseHotpot, parseSquad } from "./questions/load.js";
+export { hotpotTask, squadTask } from "./questions/tasks.js";
 export { frequencies } from "./ruler/counting.js";
+export { RULER_BAR, weightedMean } from "./ruler/score.js";
 export {
   type CaseOptions,
   caseTokens,

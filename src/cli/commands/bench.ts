@@ -51,8 +51,10 @@ const options = {
   noControls: flag("leave out random pages and the newest tokens"),
   noPrefix: flag("do not give the model the beginning of a reply"),
   maxTokens: integer("most tokens of a reply", { min: 1, fallbackText: "what the task says" }),
-  loogle: text("LooGLE's .jsonl file: adds the tasks loogle/...", "file"),
+  loogle: text("LooGLE's .jsonl file: adds the tasks loogle-set/...", "file"),
   nolima: text("NoLiMa's needle set (.json): adds the tasks nolima-set/...", "file"),
+  squad: text("questions in SQuAD's form (.json, .jsonl): adds the task questions-set/squad", "file"),
+  hotpot: text("questions in HotpotQA's form (.json): adds the task questions-set/hotpot", "file"),
   filler: text("folder of prose that things are hidden in", "folder", { fallbackText: "the package's own" }),
   ...base,
   ...jsonOption,
@@ -172,11 +174,13 @@ function draw(progress: ProgressLine, { done, total, label }: { done: number; to
   progress.note(`${bar(done, total)} ${done} / ${total} ${label}`);
 }
 
-async function catalogWith({ loogle, nolima }: Values) {
-  const { taskCatalog, loogleTasks, nolimaTasks } = await import("../../tasks/index.js");
+async function catalogWith({ loogle, nolima, squad, hotpot }: Values) {
+  const { taskCatalog, loogleTasks, nolimaTasks, squadTask, hotpotTask } = await import("../../tasks/index.js");
   const more = [
     ...(loogle === undefined ? [] : loogleTasks(await readText(loogle))),
     ...(nolima === undefined ? [] : nolimaTasks(await readText(nolima))),
+    ...(squad === undefined ? [] : [squadTask(await readText(squad))]),
+    ...(hotpot === undefined ? [] : [hotpotTask(await readText(hotpot))]),
   ];
   return new Map([...taskCatalog, ...more.map((task) => [task.name, task] as const)]);
 }
