@@ -124,7 +124,7 @@ export const STAGES: readonly Stage[] = [
   {
     // which of two: to be told from what else is said of it, before it or behind it
     name: "few facts",
-    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 1500 },
+    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 1400 },
     sorts: [
       {
         ...{ weight: 4, kind: "single", facts: 2, questions: 2, tokens: 60, bare: true },
@@ -150,7 +150,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "kinds",
-    ...{ lengths: [256, 512, 512], size: 4096, answer: 40, gaps: 2, until: 0.9, atMost: 2400 },
+    ...{ lengths: [256, 512, 512], size: 4096, answer: 40, gaps: 2, until: 0.9, atMost: 900 },
     sorts: EVERY_KIND,
   },
   {

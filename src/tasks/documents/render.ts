@@ -1,6 +1,6 @@
 import { type Fact, isEvent, marked } from "./facts.js";
-import { mark } from "./marks.js";
-import type { Random } from "./random.js";
+import { mark, plain } from "./marks.js";
+import { hash, type Random } from "./random.js";
 import type { Renderer, SLOTS } from "./types.js";
 import type { Person } from "./words.js";
 
@@ -71,10 +71,12 @@ const LEADS = ["Note:", "News:", "One more thing:", "To be clear:"];
 
 const sentences = (units: readonly Unit[]): string => units.map((unit) => unit.text).join(" ");
 
-/** A paragraph; one that would begin with a fact gets a lead. */
+/** A paragraph; one that would begin with a fact gets a lead, which says nothing of the fact's place among the questions. */
 function joined(units: readonly Unit[]): string {
   const first = units[0].fact;
-  return first === undefined ? sentences(units) : `${LEADS[first.id % LEADS.length]} ${sentences(units)}`;
+  return first === undefined
+    ? sentences(units)
+    : `${LEADS[hash(plain(units[0].text)) % LEADS.length]} ${sentences(units)}`;
 }
 
 function cut(units: readonly Unit[], size: () => number): Unit[][] {

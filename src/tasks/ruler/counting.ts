@@ -5,6 +5,10 @@ import { joinMarked, moved } from "./haystack.js";
 import { coded, stream, words } from "./words.js";
 
 const COMMON = 10;
+/** Words of a list, at least: a long one takes more, three places for each. */
+const VOCABULARY = 4000;
+/** Words of the worked example, the common ones included. */
+const SHOWN = 40;
 /** zeta(2), by which word counts of a Zipf distribution with exponent 2 are normalised. */
 const ZETA = Math.PI ** 2 / 6;
 
@@ -25,7 +29,7 @@ export const commonWords: Task = {
   make(options: CaseOptions): TaskCase {
     const seed = `common-words ${options.seed}`;
     const [often, seldom] = options.length < 4096 ? [6, 1] : [30, 3];
-    const vocabulary = words(4000, stream(seed, "words"));
+    const vocabulary = words(Math.max(VOCABULARY, options.length >> 3), stream(seed, "words"));
     const common = vocabulary.slice(0, COMMON);
     const marked = new Set(common);
     const ask = "What are the 10 most common words in the above list?";
@@ -37,7 +41,7 @@ export const commonWords: Task = {
     ) => stream(seed, part).shuffle([...repeat(frequent, a), ...repeat(rare, b)]);
     const intro =
       "Below is a numbered list of words. Some occur more often than others. Remember those that are most common.\n";
-    const shown = vocabulary.slice(-40);
+    const shown = vocabulary.slice(-SHOWN);
     const example = numbered(listOf(shown.slice(0, COMMON), shown.slice(COMMON), [4, 1], "example"), new Set());
     const prefix = "The top 10 words that occur most often in the list are:";
     const head = `${intro}${example.text}\n${ask} ${prefix} ${shown.slice(0, COMMON).join(", ")}\n\n${intro}`;
@@ -57,7 +61,7 @@ export const commonWords: Task = {
         ],
       };
     };
-    return largestCase(make, options, { most: vocabulary.length - COMMON - 40, task: "common-words" });
+    return largestCase(make, options, { most: vocabulary.length - COMMON - SHOWN, task: "common-words" });
   },
   score: (reply, { references }) => recall(reply, references),
   oracle: (document) => {

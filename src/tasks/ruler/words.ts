@@ -37,13 +37,18 @@ export function coded(count: number, random: Random): string[] {
   return distinct(count, () => Array.from({ length: 6 }, letter).join(""));
 }
 
-/** Distinct plain words: nouns and adjectives, and once they are used up pairs of them. */
+/** Distinct plain words: nouns and adjectives; once they are used up pairs of them, and then threes. */
 export function words(count: number, random: Random): string[] {
   const single = random.shuffle([...new Set([...NOUNS, ...ADJECTIVES])]);
   if (count <= single.length) return single.slice(0, count);
-  const more = distinct(count - single.length, () => random.pick(ADJECTIVES) + random.pick(NOUNS));
-  return [...single, ...more];
+  const pair = () => random.pick(ADJECTIVES) + random.pick(NOUNS);
+  const left = count - single.length;
+  const pairs = distinct(Math.min(left, PAIRS), pair);
+  return [...single, ...pairs, ...distinct(left - pairs.length, () => random.pick(ADJECTIVES) + pair())];
 }
+
+/** Pairs that are taken before threes: drawing the last ones of some ten thousand would take long. */
+const PAIRS = 4000;
 
 function distinct(count: number, make: () => string): string[] {
   const found = new Set<string>();
