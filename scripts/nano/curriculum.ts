@@ -138,7 +138,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "either order",
-    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 2200 },
+    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 900 },
     sorts: [
       { weight: 1, kind: LISTS },
       { weight: 4, kind: "single", bare: true, ...MADE_UP },
