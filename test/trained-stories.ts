@@ -5,7 +5,8 @@ import { openCheckpoint } from "../src/models/index.js";
 /** A small model that was trained (on stories, at 512 tokens), where it lies beside the project; for tests. */
 export const STORIES = new URL("../../shared/checkpoints/stories260K/", import.meta.url).pathname;
 
-const TEXT =
+/** A story of some 370 tokens. */
+export const STORY =
   "Once upon a time, there was a little girl named Lily. She loved to play outside in the park with her red ball. One " +
   "day, her mom said it was going to rain. Lily was sad, but her friend Tom had an idea. They made a big boat out of " +
   "paper and put it in the water. The boat went far away and they ran after it. Then they saw a small frog on the boat. " +
@@ -15,16 +16,17 @@ const TEXT =
   "and got the ball out. The dog was very happy. It jumped up and down and ran to Lily. Lily said, you are a good dog. " +
   "They played with the ball all day. When it was dark, mom came to take them home.";
 
-/** An engine over the trained model with a float32 cache, and a story of some 350 tokens. */
-export async function openStories() {
+/** An engine over the trained model with a float32 cache, and the story's tokens. */
+export async function openStories({ context = 512 }: { context?: number } = {}) {
   const checkpoint = await openCheckpoint(STORIES);
   const engine = await Engine.create(checkpoint, {
     threads: 1,
     memory: 2 ** 29,
     precision: "float32",
     cache: "float32",
+    context,
   });
-  const { ids } = checkpoint.tokenizer.encode(TEXT, { special: true });
+  const { ids } = checkpoint.tokenizer.encode(STORY, { special: true });
   return {
     engine,
     ids,
@@ -51,6 +53,17 @@ export async function decodedLogits(
   } finally {
     sequence.close();
   }
+}
+
+/** The story `times` times over, one copy after another, and the tokens of one. */
+export function repeated(ids: readonly number[], times: number): { ids: number[]; length: number } {
+  const [first, ...story] = ids;
+  return { ids: [first, ...Array.from({ length: times }, () => story).flat()], length: story.length };
+}
+
+/** Mean negative log-probability of `ids` by the rows of logits that predict them. */
+export function meanNats(rows: readonly Float32Array[], ids: readonly number[]): number {
+  return ids.reduce((sum, id, i) => sum - logSoftmax(rows[i])[id], 0) / ids.length;
 }
 
 /** Mean Kullback-Leibler divergence of the distributions that rows of logits stand for, KL(wanted, got) in nats. */

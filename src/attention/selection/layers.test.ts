@@ -1,4 +1,6 @@
+import { existsSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { decodedLogits, openStories, STORIES } from "../../../test/trained-stories.js";
 import type { AttachedMethod, AttentionStep, Entries, KeyView, ModelShape, Part } from "../../engine/hooks.js";
 import { headLengths, middleLayer, topEntries } from "../select/index.js";
 import { normals } from "../testing.js";
@@ -107,6 +109,39 @@ describe("tidaldecode", () => {
   });
 });
 
+describe.skipIf(!existsSync(STORIES))("tidaldecode on a trained model", () => {
+  it("can rely on neighbouring layers: their best tokens are the same far more often than by chance", async () => {
+    const { engine, ids, close } = await openStories();
+    const count = 32;
+    const best: Set<number>[][] = [];
+    const shares: number[] = [];
+    const watch: AttachedMethod = {
+      name: "watch",
+      spec: "watch",
+      hooks: {
+        select: async (step: AttentionStep) => {
+          if (step.phase !== "decode") return [{}];
+          const data = await step.score();
+          const n = data.length / step.model.heads;
+          best[step.layer] = Array.from(
+            { length: step.model.heads },
+            (_, h) => new Set(topEntries(data.subarray(h * n, (h + 1) * n), count)),
+          );
+          if (step.layer > 0)
+            for (const [h, own] of best[step.layer].entries())
+              shares.push([...own].filter((t) => best[step.layer - 1][h].has(t)).length / count);
+          return [{}];
+        },
+      },
+    };
+    await decodedLogits(engine, [watch], ids, ids.length - 20);
+    await close();
+    const mean = shares.reduce((a, b) => a + b, 0) / shares.length;
+    expect(shares.length).toBe(20 * 4 * 8);
+    expect(mean).toBeGreaterThan((2 * count) / ids.length);
+  });
+});
+
 describe("lessismore", () => {
   it("merges ranks in turns", () => {
     const rows = [Int32Array.of(5, 3, 2), Int32Array.of(7, 5, 1)];
@@ -149,6 +184,28 @@ describe("lessismore", () => {
     const set = [...unifiedSet({ data, heads: 2, keys: 40 }, 40, 9, { recent: 0, sinks: 0 })];
     expect(set.filter((i) => i < 10).length).toBe(4);
     expect(set.filter((i) => i >= 10 && i < 20).length).toBe(4);
+  });
+
+  it("cuts the last rank only where heads come in another order", () => {
+    const [heads, n, tokens] = [4, 60, 21];
+    const rows = Array.from({ length: heads }, (_, h) => normals(70 + h)(n));
+    const chosen = (order: number[]) => {
+      const data = Float32Array.from(order.flatMap((h) => [...rows[h]]));
+      return unifiedSet({ data, heads, keys: n }, n, tokens, { recent: 0.25, sinks: 2 });
+    };
+    const [one, other] = [new Set(chosen([0, 1, 2, 3])), new Set(chosen([3, 1, 0, 2]))];
+    const apart = [...one].filter((t) => !other.has(t)).length;
+    expect(other.size).toBe(one.size);
+    expect(apart).toBeLessThan(heads);
+    // tokens of all ranks but the last are in both: each head's first four of the sixteen between sinks and newest
+    for (const row of rows)
+      for (const t of [...row.keys()]
+        .slice(2, n - 3)
+        .sort((a, b) => row[b] - row[a])
+        .slice(0, 4)) {
+        expect(one.has(t)).toBe(true);
+        expect(other.has(t)).toBe(true);
+      }
   });
 
   it("is tidaldecode for one head without sinks and recent tokens", async () => {

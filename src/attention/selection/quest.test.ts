@@ -1,7 +1,9 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { CachePool } from "../../engine/cache.js";
 import type { AttentionStep, Entries, KeyView, Part } from "../../engine/hooks.js";
 import { cacheView } from "../../engine/paged-keys.js";
+import { load } from "../../load.js";
 import { full } from "../full.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
@@ -156,6 +158,56 @@ describe("quest", () => {
       expect(first !== "all" && "ranges" in first && first.ranges.at(-1)?.[1]).toBe(cache.length(0));
       pool.close();
     }
+  });
+
+  it("scores pages that grew token by token as pages filled at once, whatever the order of a page's tokens", () => {
+    const n = 90;
+    const { k, v } = randomRows(n, SHAPE, 16);
+    const width = kvHeads * headDim;
+    const backwards = k.slice();
+    for (let t = 0; t < n; t++) {
+      const start = t - (t % 16);
+      const other = start + Math.min(16, n - start) - 1 - (t % 16);
+      backwards.set(k.subarray(t * width, (t + 1) * width), other * width);
+    }
+    const q = normals(17)(heads * headDim);
+    const pool = new CachePool({
+      layers: [{ kvHeads, keyDim: headDim, valueDim: headDim }],
+      type: "float32",
+      threads: 1,
+    });
+    const scores = (keys: Float32Array, rows: number) => {
+      const cache = pool.create().layer(0);
+      for (let t = 0; t < n; t += rows)
+        cache.append(keys.slice(t * width, (t + rows) * width), v.slice(t * width, (t + rows) * width), rows);
+      return cache.pageScores(q).data;
+    };
+    const wanted = scores(k, n);
+    expect(wanted.length).toBe(heads * 6);
+    expect(scores(k, 1)).toEqual(wanted);
+    expect(scores(backwards, n)).toEqual(wanted);
+    pool.close();
+  });
+
+  it("answers from a text of eight times its budget, where random and recent pages of that budget do not", async () => {
+    await using model = await load("models/tiny", {
+      worker: false,
+      threads: 1,
+      precision: "float32",
+      cache: "float32",
+    });
+    const text = `${readFileSync("examples/harbour.txt", "utf8")}\nThe keeper of the north light is`;
+    expect(model.prompt(text).ids.length).toBeGreaterThan(640);
+    const answer = async (attention: string) =>
+      (await model.with(attention).generate(text, { maxTokens: 12, stop: ["."] }).result).text;
+    for (const attention of [
+      "quest(tokens=80,denseLayers=0)",
+      "sparq(tokens=80,components=16)",
+      "tokenselect(tokens=40,sinks=4,window=36)",
+    ])
+      expect(await answer(attention), attention).toBe(" Ada Moreau");
+    for (const attention of ["random-pages(tokens=80)", "streaming-llm(sinks=4,window=76)"])
+      expect(await answer(attention), attention).not.toBe(" Ada Moreau");
   });
 });
 
