@@ -124,16 +124,16 @@ export const STAGES: readonly Stage[] = [
   {
     // which of two: to be told from what else is said of it, before it or behind it
     name: "few facts",
-    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 1400 },
+    ...{ lengths: [128, 256, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 1700 },
     sorts: [
       {
-        ...{ weight: 4, kind: "single", facts: 2, questions: 2, tokens: 60, bare: true },
+        ...{ weight: 3, kind: "single", facts: 3, questions: 2, tokens: 85, bare: true },
         ...{ slots: ["who", "what"], renderers: ["prose"], ...MADE_UP },
       },
-      { weight: 2, kind: "single", facts: 2, questions: 2, tokens: 70, bare: true, ...MADE_UP },
-      { weight: 2, kind: "single", facts: 4, questions: 4, tokens: 130, bare: true, ...MADE_UP },
-      { weight: 1, kind: "single", bare: true, ...MADE_UP },
-      { weight: 0.7, kind: LISTS },
+      { weight: 2, kind: "single", facts: 3, questions: 2, tokens: 100, bare: true, ...MADE_UP },
+      { weight: 3, kind: "single", facts: 6, questions: 4, tokens: 190, bare: true, ...MADE_UP },
+      { weight: 2, kind: "single", bare: true, ...MADE_UP },
+      { weight: 0.5, kind: LISTS },
     ],
   },
   {

@@ -9,6 +9,7 @@ export {
   cloze,
   contains,
   exact,
+  meteor,
   type OrderDistance,
   type Overlap,
   onlyLabel,
@@ -17,7 +18,7 @@ export {
   rouge,
   rougeL,
 } from "./metrics.js";
-export { effectiveLength, nolimaTasks } from "./nolima/nolima.js";
+export { baseScore, effectiveLength, nolimaTasks } from "./nolima/nolima.js";
 export { type Passage, type PassageQuestion, type PassageSet, parseHotpot, parseSquad } from "./questions/load.js";
 export { hotpotTask, squadTask } from "./questions/tasks.js";
 export { frequencies } from "./ruler/counting.js";

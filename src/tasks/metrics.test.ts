@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { bleu, cloze, contains, exact, onlyLabel, orderDistance, recall, rouge, rougeL } from "./metrics.js";
+import { bleu, cloze, contains, exact, meteor, onlyLabel, orderDistance, recall, rouge, rougeL } from "./metrics.js";
+import { stem } from "./stem.js";
 
 describe("metrics of replies", () => {
   it("finds references, whatever the case", () => {
@@ -42,6 +43,37 @@ describe("metrics of replies", () => {
     expect(rouge("the cat sat", "the cat on the mat", 2)).toMatchObject({ recall: 1 / 4, precision: 1 / 2 });
     expect(rougeL("mat the on", "on the mat").recall).toBeCloseTo(1 / 3);
     expect(bleu("the the the", "the cat the mat", 1)).toBeCloseTo((2 / 3) * Math.exp(1 - 4 / 3));
+  });
+
+  it("matches words and stems as METEOR does", () => {
+    const text = "the keeper of a north light is Ada Moreau";
+    expect(meteor(text, text)).toBeCloseTo(1 - 0.5 / 9 ** 3);
+    expect(meteor("", text)).toBe(0);
+    expect(meteor("None", text)).toBe(0);
+    expect(meteor(text, "")).toBe(0);
+    // the, cats, sat, on, mat against a, cat, sat, on, mats: four matches in one run
+    expect(meteor("a cat sat on mats", "the cats sat on the mat")).toBeCloseTo(0.8 * (1 - 0.5 / 4 ** 3));
+    // two matches apart: recall 2/4, precision 2/3
+    const mean = ((2 / 3) * (2 / 4)) / (0.9 * (2 / 3) + 0.1 * (2 / 4));
+    expect(meteor("light of Ada", "Ada keeps north light")).toBeCloseTo(mean * (1 - 0.5));
+    // a word counts once, and a stem matches one word
+    expect(meteor("ship ship ships", "ship")).toBeCloseTo(((1 / 2) * 1) / (0.9 * (1 / 2) + 0.1) / 2);
+    // there are no synonyms
+    expect(meteor("vessel", "ship")).toBe(0);
+  });
+
+  it("finds stems as Porter's paper has them", () => {
+    const pairs =
+      "caresses caress ponies poni ties ti cats cat feed feed agreed agre plastered plaster bled bled motoring motor " +
+      "sing sing conflated conflat troubled troubl sized size hopping hop falling fall fizzed fizz filing file " +
+      "happy happi sky sky relational relat conditional condit rational ration digitizer digit radically radic " +
+      "vietnamization vietnam operator oper feudalism feudal decisiveness decis hopefulness hope formality formal " +
+      "sensitivity sensit triplicate triplic formative form electrical electr goodness good revival reviv " +
+      "airliner airlin gyroscopic gyroscop irritant irrit replacement replac adjustment adjust dependent depend " +
+      "adoption adopt communism commun activate activ homologous homolog bowdlerize bowdler probate probat rate rate " +
+      "cease ceas controlling control roll roll is is Mühle mühle";
+    const words = pairs.split(" ");
+    for (let i = 0; i < words.length; i += 2) expect(stem(words[i]), words[i]).toBe(words[i + 1]);
   });
 
   it("judges a cloze by its masks", () => {

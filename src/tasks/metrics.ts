@@ -1,3 +1,5 @@
+import { stem } from "./stem.js";
+
 /** A reply as it is judged: control characters become line ends (as RULER does), the ends are trimmed. */
 export function cleanReply(reply: string): string {
   return Array.from(reply, (c) => (c < " " ? "\n" : c))
@@ -94,6 +96,26 @@ export function bleu(hypothesis: string, reference: string, n: number): number {
   if (total <= 0) return 0;
   const precision = overlap(grams(h, n), grams(r, n)) / total;
   return precision * (h.length >= r.length ? 1 : Math.exp(1 - r.length / h.length));
+}
+
+/**
+ * METEOR over the words of both texts, none twice, as LooGLE takes it: words that are the same, then those of one stem
+ * (Porter's). Recall counts nine times as much as precision, and up to a half is lost where matches do not stand in one run.
+ * There is no WordNet here, so synonyms do not match: scores are at most those of METEOR with it.
+ */
+export function meteor(hypothesis: string, reference: string): number {
+  const [h, r] = [hypothesis, reference].map((text) => [...new Set(wordsOf(text))]);
+  // the reference's word for each of the hypothesis; -1 for none
+  const matched = h.map((word) => r.indexOf(word));
+  const stems = r.map(stem);
+  for (const [i, word] of h.entries())
+    if (matched[i] < 0) matched[i] = stems.findIndex((own, j) => own === stem(word) && !matched.includes(j));
+  const at = matched.filter((j) => j >= 0);
+  if (at.length === 0) return 0;
+  const [precision, recall] = [at.length / h.length, at.length / r.length];
+  const mean = (precision * recall) / (0.9 * precision + 0.1 * recall);
+  const runs = matched.filter((j, i) => j >= 0 && (i === 0 || matched[i - 1] < 0 || matched[i - 1] !== j - 1)).length;
+  return mean * (1 - 0.5 * (runs / at.length) ** 3);
 }
 
 /** Masks of a cloze that are right, exactly and in at least one word; of a reply that is no JSON object, none. */

@@ -52,6 +52,8 @@ export interface Task {
   make(options: CaseOptions): TaskCase;
   /** From 0 (wrong) to 1 (right). */
   score(reply: string, question: TaskQuestion): number;
+  /** Further figures of a reply, by name: what a paper's tables give beside the score. */
+  readonly figures?: (reply: string, question: TaskQuestion) => Readonly<Record<string, number>>;
   /** Answers from the document and the question alone: what a model that reads perfectly would say. */
   oracle(document: string, question: string): string;
 }

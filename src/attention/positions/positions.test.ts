@@ -1,10 +1,15 @@
+import { existsSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { engineFor, randomCheckpoint, someIds } from "../../../test/random-checkpoint.js";
+import { repeated, STORIES, STORY } from "../../../test/trained-stories.js";
+import type { Model } from "../../engine/api.js";
 import type { Engine } from "../../engine/engine.js";
 import type { AttachedMethod, Hooks, ModelShape, RotaryPlan } from "../../engine/hooks.js";
 import { rotate } from "../../engine/rotary.js";
+import { load } from "../../load.js";
 import { resolve } from "../catalog.js";
 import { full } from "../full.js";
+import { entropy } from "../observers/reducers.js";
 import { PlainLayer } from "../plain.js";
 import { streamingLlm } from "../streaming/streaming-llm.js";
 import { maxDifference, randomRows, sliceRows } from "../testing.js";
@@ -118,6 +123,32 @@ describe("rope-scaling", () => {
     const half = scaled(own, { type: "proportional", partial: 0.5, factor: 1 });
     expect([...half.inverse.subarray(32)].every((f) => f === 0)).toBe(true);
     expect([...half.inverse.subarray(0, 32)]).toEqual([...own.inverse.subarray(0, 32)]);
+  });
+
+  it("linear by s is the plain rotation at s times smaller positions", () => {
+    const own = plainPlan(10000, 8);
+    const [x, y] = [randomRows(1, SHAPE, 8).q, randomRows(1, SHAPE, 8).q];
+    rotate(x, 4, 8, [84], scaled(own, { type: "linear", factor: 4 }));
+    rotate(y, 4, 8, [21], own);
+    expect(maxDifference(x, y)).toBeLessThan(1e-6);
+  });
+
+  it("yarn's factor on cos and sin is its square on logits", async () => {
+    const rows = randomRows(12, SHAPE, 9);
+    const scores = async (attention?: number) => {
+      let seen = new Float32Array(0);
+      const look = hook("look", {
+        select: async (step) => {
+          seen = new Float32Array(await step.score());
+          return [{}];
+        },
+      });
+      const attached = ropeScaling({ type: "yarn", factor: 4, original: 64, attention });
+      await new PlainLayer(SHAPE, [attached, look]).step(rows);
+      return seen.map((s) => (Number.isFinite(s) ? s : 0));
+    };
+    const att = 0.1 * Math.log(4) + 1;
+    expect(maxDifference(await scores(), (await scores(1)).map((s) => att * att * s))).toBeLessThan(1e-5);
   });
 
   it("alibi: without content a head's weights fall by exp(-slope) a token, in the prompt and while decoding", async () => {
@@ -464,5 +495,67 @@ describe("self-extend", () => {
     await expect(engine.prefill(sequence, someIds(30, 384), { wanted: "last" })).rejects.toThrow(/queries of its own/);
     sequence.close();
     await engine.close();
+  });
+});
+
+describe.skipIf(!existsSync(STORIES))("positions on a trained model, up to three times its length", () => {
+  let model: Model;
+  let ids: readonly number[];
+  let length = 0;
+  beforeAll(async () => {
+    const options = { worker: false, precision: "float32", cache: "float32", context: 4096, threads: 1 } as const;
+    model = await load(STORIES, options);
+    // four copies; the first lies within the 512 positions that were trained
+    ({ ids, length } = repeated(model.prompt(STORY).ids, 4));
+  });
+  afterAll(() => model?.close());
+
+  /** Nats a token in the first copy and in the last of `copies`. */
+  async function losses(attention: string, copies = 4): Promise<[number, number]> {
+    const { tokens } = await model.with(attention).score(ids.slice(0, copies * length + 1));
+    const mean = (copy: number) =>
+      tokens.slice(-length * (copies - copy)).slice(0, length).reduce((sum, t) => sum - t.logprob, 0) / length;
+    return [mean(0), mean(copies - 1)];
+  }
+
+  it("yarn and dynamic hold where plain rotation loses; linear costs more than yarn", async () => {
+    const [near, far] = await losses("full");
+    expect(far - near).toBeGreaterThan(0.2);
+    const yarn = await losses("rope-scaling(type=yarn,factor=2)");
+    expect(yarn[1] - yarn[0]).toBeLessThan(0.1);
+    expect(yarn[1]).toBeLessThan(far - 0.1);
+    // chosen for the length that the text has, with nothing beside it
+    expect((await losses("rope-scaling(type=dynamic,factor=1)"))[1]).toBeLessThan(far - 0.05);
+    expect((await losses("rope-scaling(type=linear,factor=2)"))[1]).toBeGreaterThan(yarn[1] + 0.5);
+  });
+
+  it("self-extend stays where the text began", async () => {
+    const [near, far] = await losses("self-extend(group=8,window=128)", 3);
+    expect(Math.abs(far - near)).toBeLessThan(0.05);
+    expect(far).toBeLessThan((await losses("full", 3))[1] - 0.05);
+  });
+
+  it("entropy-abf lets entropy grow less behind its exempt layers", async () => {
+    const rise = async (attention: string) => {
+      const of = async (copies: number) => {
+        const end = copies * length;
+        const { nats } = await model
+          .with(attention)
+          .observe(ids.slice(0, end), { nats: entropy({ rows: { from: end - 64 } }) });
+        return Array.from({ length: nats.layers }, (_, layer) =>
+          Array.from({ length: nats.heads }, (_, head) => nats.at({ layer, head })).reduce((a, b) => a + b, 0),
+        );
+      };
+      const [short, long] = [await of(1), await of(3)];
+      return long.map((x, l) => x - short[l]);
+    };
+    const [plain, scaled] = [await rise("full"), await rise("entropy-abf(base=own)")];
+    for (const layer of [0, 1]) expect(scaled[layer]).toBeCloseTo(plain[layer], 4);
+    for (const layer of [2, 3, 4]) expect(scaled[layer]).toBeLessThan(plain[layer]);
+  });
+
+  it("harpe without training makes even a short text worse", async () => {
+    for (const strategy of ["search", "ascending"])
+      expect((await losses(`harpe(strategy=${strategy})`, 1))[0]).toBeGreaterThan((await losses("full", 1))[0] + 0.5);
   });
 });

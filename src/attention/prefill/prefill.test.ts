@@ -1,5 +1,7 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import type { AttachedMethod, AttentionStep } from "../../engine/hooks.js";
+import { load } from "../../load.js";
 import { full } from "../full.js";
 import { method } from "../method.js";
 import { PlainLayer, type PlainRows, plainProducts } from "../plain.js";
@@ -295,6 +297,63 @@ describe("sale", () => {
     }
   });
 
+  it("estimates products within what half a scale of either side can move them", () => {
+    const [q, k] = [normals(4)(64), normals(5)(64)];
+    const [q4, k4] = [quantize4(q, 8), quantize4(k, 8)];
+    const scale = (x: Float32Array, r: number) => Math.max(...x.subarray(r * 8, r * 8 + 8).map(Math.abs)) / 7;
+    for (const i of range(0, 8))
+      for (const j of range(0, 8)) {
+        const [sq, sk] = [scale(q, i) / 2, scale(k, j) / 2];
+        let [exact, estimate, bound] = [0, 0, 1e-5];
+        for (const d of range(0, 8)) {
+          const [x, y] = [q[i * 8 + d], k[j * 8 + d]];
+          exact += x * y;
+          estimate += q4[i * 8 + d] * k4[j * 8 + d];
+          bound += Math.abs(x) * sk + Math.abs(y) * sq + sq * sk;
+        }
+        expect(Math.abs(estimate - exact)).toBeLessThanOrEqual(bound);
+      }
+  });
+
+  it("reads exactly the tiles in which a weight exceeds the threshold, where 4 bits hold all there is", async () => {
+    const shape = { heads: 2, kvHeads: 1, headDim: 8 };
+    const n = 96;
+    const rows = randomRows(n, shape, 33);
+    // whole numbers to 7 in size, and each vector's opposite a row later: means are 0, estimates exact
+    const whole = (x: Float32Array, heads: number, unit: number) => {
+      for (const t of range(0, n))
+        for (const i of range(0, heads * 8)) {
+          const at = t * heads * 8 + i;
+          if (t % 2 === 1) x[at] = -x[at - heads * 8];
+          else x[at] = unit * (i % 8 === t % 8 ? 7 : Math.round(Math.max(-7, Math.min(7, 3 * x[at]))));
+        }
+    };
+    whole(rows.q, 2, 1 / 64);
+    whole(rows.k, 1, 1);
+    const threshold = 0.03;
+    const { reads } = await readsOf(sale({ ...small, threshold }), rows, shape);
+    let [kept, skipped] = [0, 0];
+    for (const block of range(1, n / 8))
+      for (const h of range(0, 2)) {
+        const first = block * 8;
+        const band = Math.max(4, first - 8);
+        const weight = (t: number, e: number) =>
+          Math.exp(range(0, 8).reduce((s, d) => s + rows.q[(t * 2 + h) * 8 + d] * rows.k[e * 8 + d], 0) / Math.sqrt(8));
+        for (const tile of range(1, band / 4)) {
+          const best = Math.max(
+            ...range(first, first + 8).map((t) => {
+              const base = [...range(0, 4), ...range(band, t + 1)].reduce((sum, e) => sum + weight(t, e), 0);
+              return Math.max(...range(tile * 4, tile * 4 + 4).map((e) => weight(t, e))) / base;
+            }),
+          );
+          expect(reads[first][h].includes(tile * 4)).toBe(best > threshold);
+          if (best > threshold) kept++;
+          else skipped++;
+        }
+      }
+    expect(Math.min(kept, skipped)).toBeGreaterThan(20);
+  });
+
   it("is full attention at 0, and sinks with a band at a threshold that nothing exceeds", async () => {
     const rows = randomRows(70, SHAPE, 30);
     const dense = await outputs(full(), rows);
@@ -500,5 +559,22 @@ describe("shared pieces", () => {
       );
     expect(entriesBelow(Int32Array.of(1, 3, 3, 7), 3)).toBe(1);
     expect(entriesBelow(Int32Array.of(1, 3, 3, 7), 8)).toBe(4);
+  });
+});
+
+describe("on models/tiny, which copies what followed the same words before", () => {
+  it("prompts read sparsely find an answer that the newest keys of the same budget have lost", async () => {
+    await using model = await load("models/tiny", { worker: false, threads: 1, precision: "float32", cache: "float32" });
+    const text = `${readFileSync("examples/harbour.txt", "utf8")}\nThe keeper of the north light is`;
+    const answer = async (attention: string) =>
+      (await model.with(attention).generate(text, { maxTokens: 12, stop: ["."] }).result).text;
+    for (const attention of [
+      "moba(block=16,top=5,denseLayers=1)",
+      "sale(queries=16,keys=8,local=16,from=16,threshold=0.1)",
+      "dhsa(tokens=80,queries=16,local=16,global=4)",
+      "star-attention(block=64,query=16)",
+    ])
+      expect(await answer(attention), attention).toBe(" Ada Moreau");
+    expect(await answer("streaming-llm(sinks=4,window=76,prompt=masked)")).not.toContain("Moreau");
   });
 });

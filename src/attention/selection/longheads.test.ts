@@ -1,4 +1,6 @@
-import { describe, expect, it } from "vitest";
+import { existsSync } from "node:fs";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { meanNats, openStories, repeated, STORIES } from "../../../test/trained-stories.js";
 import type { AttachedMethod, AttentionStep } from "../../engine/hooks.js";
 import { rotate } from "../../engine/rotary.js";
 import { full } from "../full.js";
@@ -189,5 +191,71 @@ describe("longheads", () => {
   it("refuses models without rotation and lengths of fewer than three chunks", () => {
     expect(() => new PlainLayer(SHAPE, [longheads()], { rotaryBase: null })).toThrow(/rotary/);
     expect(() => new PlainLayer(SHAPE, [longheads({ chunk: 16, length: 40 })])).toThrow(/3 chunks/);
+  });
+});
+
+describe.skipIf(!existsSync(STORIES))("longheads on a trained model", () => {
+  let stories: Awaited<ReturnType<typeof openStories>>;
+  beforeAll(async () => {
+    stories = await openStories({ context: 2048 });
+  });
+  afterAll(() => stories?.close());
+
+  async function promptLogits(methods: AttachedMethod[], ids: readonly number[]): Promise<Float32Array[]> {
+    const { engine } = stories;
+    const rows: Float32Array[] = [];
+    const sequence = engine.sequence(engine.compose(methods));
+    await engine.prefill(sequence, ids, {
+      wanted: "all",
+      onLogits: (first, count, data) => {
+        const vocab = engine.shape.vocab;
+        for (let i = 0; i < count; i++) rows[first + i] = data.slice(i * vocab, (i + 1) * vocab);
+      },
+    });
+    sequence.close();
+    return rows;
+  }
+
+  it("lets heads read different chunks beside the first and the newest two", async () => {
+    const [chunk, length] = [16, 96];
+    const overlaps: number[] = [];
+    const watch: AttachedMethod = {
+      name: "watch",
+      spec: "watch",
+      hooks: {
+        observe: ({ positions, weights: { data, heads: count, rows, keys } }) => {
+          const own = Math.floor(positions[rows - 1] / chunk);
+          if (own < length / chunk) return;
+          const read = Array.from({ length: count / 2 }, (_, kv) => {
+            const row = data.subarray((2 * kv * rows + rows - 1) * keys, (2 * kv * rows + rows) * keys);
+            return new Set(Array.from(row.keys()).flatMap((s) => (row[s] > 0 ? [Math.floor(s / chunk)] : [])));
+          });
+          for (const chunks of read) {
+            expect([0, own - 1, own].every((c) => chunks.has(c))).toBe(true);
+            expect(chunks.size).toBe(length / chunk);
+          }
+          for (const [i, a] of read.entries())
+            for (const b of read.slice(i + 1))
+              overlaps.push([...a].filter((c) => c > 0 && c < own - 1 && b.has(c)).length / 3);
+        },
+      },
+    };
+    await promptLogits([longheads({ chunk, length, begin: length }), watch], stories.ids);
+    expect(overlaps.length).toBeGreaterThan(20);
+    expect(overlaps.reduce((a, b) => a + b, 0) / overlaps.length).toBeLessThan(0.7);
+  });
+
+  it("goes on at twice the trained length as it began, where full attention loses", async () => {
+    const { ids, length } = repeated(stories.ids, 3);
+    const losses = async (attached: AttachedMethod) => {
+      const rows = await promptLogits([attached], ids);
+      return [0, 2].map((copy) =>
+        meanNats(rows.slice(copy * length), ids.slice(1 + copy * length, 1 + (copy + 1) * length)),
+      );
+    };
+    const dense = await losses(full());
+    const own = await losses(longheads({ chunk: 32, length: 256, begin: 256 }));
+    expect(dense[1] - dense[0]).toBeGreaterThan(0.08);
+    expect(own[1] - own[0]).toBeLessThan(0.04);
   });
 });

@@ -208,6 +208,33 @@ describe("magicpig", () => {
     expect(await differences(small)).toBeGreaterThan(1e-2);
   });
 
+  it("does not see a shift of all keys, which changes no weight", async () => {
+    const rows = randomRows(TOKENS, SHAPE, 11);
+    const shifted = { ...rows, k: rows.k.map((x, i) => x + [3, -2, 1, 0, 2, -1, 0, 4][i % headDim]) };
+    const run = async (of: PlainRows) => {
+      const layer = new PlainLayer(SHAPE, [magicpig(small)], { rotaryBase: null });
+      await layer.step(sliceRows(of, TOKENS, 0, TOKENS - 1));
+      return layer.step(sliceRows(of, TOKENS, TOKENS - 1, TOKENS));
+    };
+    expect(maxDifference(await run(shifted), await run(rows))).toBeLessThan(1e-4);
+  });
+
+  it("errs less with more tables", async () => {
+    const rows = randomRows(TOKENS, SHAPE, 12);
+    const wanted = (await decoded(full(), rows, 60)).out;
+    const error = async (tables: number) => {
+      let sum = 0;
+      for (let seed = 0; seed < 4; seed++) {
+        const { out } = await decoded(magicpig({ ...small, bits: 4, tables, seed }), rows, 60);
+        for (const [i, row] of out.entries()) sum += norm(row.map((x, d) => x - wanted[i][d]));
+      }
+      return sum;
+    };
+    const [few, more, many] = [await error(6), await error(30), await error(150)];
+    expect(more).toBeLessThan(few);
+    expect(many).toBeLessThan(0.8 * more);
+  });
+
   it("is the same for the same seed, another for another", async () => {
     const rows = randomRows(TOKENS, SHAPE, 6);
     const [a, b, c] = await Promise.all([1, 1, 2].map(async (seed) => decoded(magicpig({ ...small, seed }), rows, 70)));

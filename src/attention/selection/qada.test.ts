@@ -1,5 +1,7 @@
+import { existsSync } from "node:fs";
 import { describe, expect, it } from "vitest";
-import type { AttachedMethod, RowRanges } from "../../engine/hooks.js";
+import { decodedLogits, openStories, STORIES } from "../../../test/trained-stories.js";
+import type { AttachedMethod, AttentionStep, RowRanges } from "../../engine/hooks.js";
 import { rangesOf } from "../../engine/row-ranges.js";
 import { full } from "../full.js";
 import { method } from "../method.js";
@@ -172,3 +174,55 @@ describe("qada", () => {
     for (const row of out) expect(row.every(Number.isFinite)).toBe(true);
   });
 });
+
+describe.skipIf(!existsSync(STORIES))("qada on a trained model", () => {
+  it("foretells the near keys' share of the mass: not its size, but where it is larger", async () => {
+    const { engine, ids, close } = await openStories();
+    const [sinks, window] = [4, 64];
+    const shares: { head: string; truth: number; foretold: number }[] = [];
+    const watch: AttachedMethod = {
+      name: "watch",
+      spec: "watch",
+      hooks: {
+        select: async (step: AttentionStep) => {
+          if (step.phase !== "decode") return [{}];
+          const { heads, kvHeads, headDim } = step.model;
+          const logits = await step.score();
+          const n = logits.length / heads;
+          for (let h = 0; h < heads; h++) {
+            const row = [...logits.subarray(h * n, (h + 1) * n)];
+            const near = logSumExp(row.filter((_, s) => s < sinks || s >= n - window));
+            const moments = empty(headDim);
+            const keys = step.view.keys(Math.floor((h * kvHeads) / heads));
+            addKeys(moments, keys.subarray(sinks * headDim, (n - window) * headDim));
+            const q = step.q.subarray(h * headDim, (h + 1) * headDim);
+            const mass = farLogMass(q, farModel(moments), n - window - sinks, step.scale);
+            const truth = Math.exp(near - logSumExp(row));
+            shares.push({ head: `${step.layer}.${h}`, truth, foretold: nearShare(near, mass) });
+          }
+          return [{}];
+        },
+      },
+    };
+    await decodedLogits(engine, [watch], ids, ids.length - 20);
+    await close();
+    expect(
+      correlation(
+        shares.map((s) => s.truth),
+        shares.map((s) => s.foretold),
+      ),
+    ).toBeGreaterThan(0.7);
+    // a head's label is not its own alone: it changes with the query
+    const labels = new Map<string, Set<boolean>>();
+    for (const { head, foretold } of shares) labels.set(head, (labels.get(head) ?? new Set()).add(foretold >= 0.5));
+    expect([...labels.values()].filter((own) => own.size === 2).length).toBeGreaterThan(2);
+  });
+});
+
+function correlation(a: readonly number[], b: readonly number[]): number {
+  const mean = (x: readonly number[]) => x.reduce((sum, y) => sum + y, 0) / x.length;
+  const [ma, mb] = [mean(a), mean(b)];
+  const sum = (x: readonly number[], mx: number, y: readonly number[], my: number) =>
+    x.reduce((total, v, i) => total + (v - mx) * (y[i] - my), 0);
+  return sum(a, ma, b, mb) / Math.sqrt(sum(a, ma, a, ma) * sum(b, mb, b, mb));
+}

@@ -1,4 +1,7 @@
+import { existsSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { decodedLogits, meanNats, openStories, repeated, STORIES } from "../../../test/trained-stories.js";
+import type { AttachedMethod } from "../../engine/hooks.js";
 import { rotate } from "../../engine/rotary.js";
 import { largest } from "../budget.js";
 import { full } from "../full.js";
@@ -96,6 +99,27 @@ describe("tokenselect", () => {
     }
   });
 
+  it("turns queries no farther than what is read is long, wherever the row stands", async () => {
+    const attached = tokenselect(few);
+    const turns: number[] = [];
+    const watch: AttachedMethod = {
+      ...attached,
+      hooks: {
+        ...attached.hooks,
+        select: (step) => {
+          const rotate = (at: ArrayLike<number>) => {
+            turns.push(...Array.from(at));
+            return step.rotate(at);
+          };
+          return attached.hooks.select?.(Object.create(step, { rotate: { value: rotate } })) ?? [{}];
+        },
+      },
+    };
+    await decoded(new PlainLayer(SHAPE, [watch]), rows, tokens, 70);
+    // the vote at a distance of `window`, the reading behind all of sinks, chosen and newest tokens
+    expect(new Set(turns)).toEqual(new Set([few.window, few.sinks + few.tokens + few.window - 1]));
+  });
+
   it("leaves the prompt at true positions", async () => {
     const wanted = await new PlainLayer(SHAPE, [full()]).step(rows);
     expect(maxDifference(await new PlainLayer(SHAPE, [tokenselect(few)]).step(rows), wanted)).toBeLessThan(1e-5);
@@ -144,5 +168,24 @@ describe("tokenselect", () => {
 
   it("refuses ranks in a model that does not rotate", () => {
     expect(() => new PlainLayer(SHAPE, [tokenselect()], { rotaryBase: null })).toThrow("cannot number tokens anew");
+  });
+});
+
+describe.skipIf(!existsSync(STORIES))("tokenselect on a trained model", () => {
+  it("goes on beyond the trained length as it began, where full attention loses", async () => {
+    const stories = await openStories({ context: 2048 });
+    const { ids, length } = repeated(stories.ids, 3);
+    const losses = async (attached: AttachedMethod) => {
+      const rows = await decodedLogits(stories.engine, [attached], ids, 1);
+      expect(rows.every((row) => row.every(Number.isFinite))).toBe(true);
+      return [0, 2].map((copy) =>
+        meanNats(rows.slice(copy * length), ids.slice(2 + copy * length, (copy + 1) * length)),
+      );
+    };
+    const dense = await losses(full());
+    const own = await losses(tokenselect({ tokens: 64, sinks: 4, window: 128 }));
+    await stories.close();
+    expect(dense[1] - dense[0]).toBeGreaterThan(0.08);
+    expect(own[1] - own[0]).toBeLessThan(0.04);
   });
 });

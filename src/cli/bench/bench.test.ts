@@ -75,6 +75,23 @@ describe("tables of bench", () => {
     expect(text).toContain("not run: x at 1/8 on m: why");
   });
 
+  it("show what a task measures beside its score", () => {
+    const more = RECORDS.map((r, i) => ({ ...r, figures: { meteor: i % 2 === 0 ? 0.5 : 0.25, words: 12 + i } }));
+    const rows = summarise(more);
+    expect(rows.map((row) => row.figures)).toEqual([
+      { meteor: 0.5, words: 15 },
+      { meteor: 0.25, words: 16 },
+    ]);
+    const table = printRows(rows).split("\n\n")[1].trimEnd();
+    expect(table.split("\n").map((line) => line.trim().split(/ {2,}/))).toMatchObject([
+      ["method", "budget", "meteor", "words"],
+      [],
+      ["full", "0.500", "15.0"],
+      ["quest", "read 1/8", "0.250", "16.0"],
+    ]);
+    expect(printRows(summarise(more.map((r) => ({ ...r, speed_only: true }))))).not.toContain("meteor");
+  });
+
   it("show no accuracy for random weights", () => {
     const text = printRows(summarise(RECORDS.map((r) => ({ ...r, speed_only: true }))));
     expect(text).toContain("speed only");

@@ -32,7 +32,7 @@ export function printRows(rows: readonly BenchRow[], skipped: readonly Skipped[]
   }
   const parts = [...groups].map(([title, own]) => {
     const speedOnly = own.some((row) => row.speed_only) ? " (random weights: speed only)" : "";
-    return `${title}${speedOnly}\n${table(HEAD, own.map(cells), RIGHT)}`;
+    return `${title}${speedOnly}\n${table(HEAD, own.map(cells), RIGHT)}${speedOnly === "" ? figures(own) : ""}`;
   });
   const left = skipped.map(
     ({ model, method, budget, reason }) =>
@@ -41,11 +41,25 @@ export function printRows(rows: readonly BenchRow[], skipped: readonly Skipped[]
   return [...parts, ...(left.length > 0 ? [left.join("")] : [])].join("\n");
 }
 
+/** What the task measures beside accuracy, in a table of its own; "" where it measures nothing more. */
+function figures(rows: readonly BenchRow[]): string {
+  const names = [...new Set(rows.flatMap((row) => Object.keys(row.figures)))];
+  if (names.length === 0) return "";
+  const cell = (value: number | undefined) => (value === undefined ? "" : value.toFixed(value < 10 ? 3 : 1));
+  const body = rows.map((row) => [row.method, budget(row), ...names.map((name) => cell(row.figures[name]))]);
+  const head = ["method", "budget", ...names];
+  const right = head.map((_, i) => i).slice(1);
+  return `\n${table(head, body, right)}`;
+}
+
+const budget = (row: BenchRow) =>
+  row.budget === null ? "" : `${row.budget_of} ${fraction(row.budget)}${row.budget_met ? "" : " missed"}`;
+
 function cells(row: BenchRow): string[] {
   const said = row.speed_only ? () => "-" : (text: string) => text;
   return [
     row.method,
-    row.budget === null ? "" : `${row.budget_of} ${fraction(row.budget)}${row.budget_met ? "" : " missed"}`,
+    budget(row),
     percent(row.read_share),
     percent(row.keep_share),
     String(row.cases),

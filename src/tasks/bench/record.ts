@@ -28,6 +28,8 @@ export interface BenchRecord {
   /** From 0 to 1, by the task's metric. */
   readonly correct: number;
   readonly exact: number;
+  /** What the task measures of the reply beside its score, by name. */
+  readonly figures?: Readonly<Record<string, number>>;
   /** Share of the evidence's tokens read, and of those still stored, at the answer's first token; null where unknown. */
   readonly coverage: number | null;
   readonly coverage_kept: number | null;

@@ -339,6 +339,7 @@ class LengthBench {
       mode,
       correct: task.score(measured.text, question),
       exact: exact(measured.text, [question.answer]),
+      ...(task.figures && { figures: task.figures(measured.text, question) }),
       coverage: asIs ? measured.coverage : null,
       coverage_kept: asIs ? measured.coverage_kept : null,
       kl: kl.first,

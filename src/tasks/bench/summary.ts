@@ -24,6 +24,8 @@ export interface BenchRow extends Pick<BenchRecord, (typeof ABOUT | typeof MEANS
   /** Accuracy minus that of full attention on the same cases, with its paired 95% interval; null without such cases. */
   readonly change: number | null;
   readonly change_interval: readonly [number, number] | null;
+  /** Means of the task's further figures, by name. */
+  readonly figures: Readonly<Record<string, number>>;
 }
 
 /** Records as rows, in the order in which their groups first occur. */
@@ -60,7 +62,14 @@ function row(group: readonly BenchRecord[], full: readonly BenchRecord[]): Bench
     interval: bootstrap(accuracies),
     change: mean(changes.map((c) => c.value)),
     change_interval: changes.length > 0 ? bootstrap(changes) : null,
+    figures: meanFigures(group),
   };
+}
+
+function meanFigures(group: readonly BenchRecord[]): Record<string, number> {
+  const names = new Set(group.flatMap((r) => Object.keys(r.figures ?? {})));
+  const of = (name: string) => mean(group.map((r) => r.figures?.[name]).filter((x) => x !== undefined)) ?? 0;
+  return Object.fromEntries([...names].map((name) => [name, of(name)]));
 }
 
 function mean(values: readonly number[]): number | null {

@@ -5,7 +5,7 @@ import { type Filler, loadFiller } from "../documents/index.js";
 import { caseTokens } from "../task.js";
 import { parseLiteral } from "./literal.js";
 import { keepEnds, locate, parseLoogle } from "./load.js";
-import { loogleTasks, orderScore } from "./tasks.js";
+import { loogleFigures, loogleTasks, orderScore } from "./tasks.js";
 
 const tokenizer = tinyTokenizer();
 const promptTokens = (document: string, question: string, prefix = "") =>
@@ -82,12 +82,39 @@ describe("LooGLE", () => {
     expect(keepEnds(ids.slice(0, 10), 10)).toEqual(ids.slice(0, 10));
     expect(keepEnds(ids, 10)).toEqual([0, 1, 2, 3, 4, 6, 7, 8, 9, 10]);
     expect(keepEnds(ids, 5)).toEqual([0, 1, 8, 9, 10]);
+    // of a prompt of one token more than fits only the middle goes: the question at its end stays
+    const prompt = tokenizer.encode(`${LINES[0].input} Who founded the mill?`, { special: true }).ids;
+    const question = tokenizer.encode(" Who founded the mill?", { special: false }).ids;
+    const kept = keepEnds(prompt, prompt.length - 1);
+    expect(kept.length).toBe(prompt.length - 1);
+    expect(kept.slice(-question.length)).toEqual(question);
   });
 
   it("scores orders by the swaps that they take", () => {
     expect(orderScore("2,1,3", "2,1,3")).toBe(1);
     expect(orderScore("The order is 1, 2, 3.", "2,1,3")).toBe(0.5);
     expect(orderScore("nothing", "2,1,3")).toBe(0);
+    expect(orderScore("II, I, III", "2,1,3")).toBe(1);
+    expect(orderScore("IV, IX, XIV", "4,9,14")).toBe(1);
+  });
+
+  it("gives LooGLE's other figures", () => {
+    const answer = "Ann Birk founded the mill at Orl";
+    const same = loogleFigures("rouge-l", answer, answer);
+    for (const name of ["bleu-1", "bleu-4", "rouge-1", "rouge-2", "rouge-l", "rouge-l f1"])
+      expect(same[name], name).toBe(1);
+    expect(same.meteor).toBeGreaterThan(0.99);
+    expect(same.words).toBe(7);
+    const empty = loogleFigures("rouge-l", " ", answer);
+    for (const value of Object.values(empty)) expect(value).toBe(0);
+    // recall does not fall as a reply grows; F1 does
+    const long = loogleFigures("rouge-l", `${answer} ${"and more ".repeat(20)}`, answer);
+    expect(long["rouge-l"]).toBe(1);
+    expect(long["rouge-l f1"]).toBeLessThan(0.4);
+    const masks = '{"<mask-0>": "Bob Dylan", "<mask-1>": "Rome"}';
+    expect(loogleFigures("cloze", '{"<mask-0>": "Bob", "<mask-1>": "Paris"}', masks)).toEqual({ partial: 0.5 });
+    expect(loogleFigures("order", "3,2,1", "1,2,3")).toEqual({ lsd: 8 / 3, lmd: 4 / 3, sd: 1, sdd: 2 });
+    expect(loogleFigures("order", "none", "1,2,3")).toEqual({ lsd: 8 / 3, lmd: 4 / 3, sd: 2, sdd: 3 });
   });
 
   it.skipIf(!existsSync(DATA))("cuts real documents around the evidence", () => {

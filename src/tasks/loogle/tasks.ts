@@ -1,6 +1,6 @@
 import { FoveaError } from "../../error.js";
 import type { Span } from "../documents/index.js";
-import { cloze, orderDistance, rougeL } from "../metrics.js";
+import { bleu, cloze, meteor, orderDistance, rouge, rougeL } from "../metrics.js";
 import { stream } from "../ruler/words.js";
 import { type CaseOptions, largestCase, type Metric, type Task, type TaskCase, type TaskQuestion } from "../task.js";
 import { type LoogleDocument, type LoogleKind, type LoogleQuestion, locate, parseLoogle } from "./load.js";
@@ -55,6 +55,7 @@ function loogleTask(kind: LoogleKind, items: readonly Item[]): Task {
     metric,
     make: (options) => makeCase(kind, stream(options.seed, `loogle ${kind}`).pick(items), options),
     score: (reply, question) => scoreLoogle(metric, reply, question.references[0]),
+    figures: (reply, question) => loogleFigures(metric, reply, question.references[0]),
     oracle: (_document, question) => items.find((item) => promptOf(item.question) === question)?.question.answer ?? "",
   };
 }
@@ -86,17 +87,55 @@ function promptOf({ kind, question }: LoogleQuestion): string {
 
 /** 0 to 1: ROUGE-L recall, masks that are right, or one less the share of swaps that an order takes. */
 export function scoreLoogle(metric: Metric, reply: string, reference: string): number {
-  if (metric === "cloze") return cloze(reply, JSON.parse(reference) as Record<string, string>).exact;
+  if (metric === "cloze") return cloze(reply, masksOf(reference)).exact;
   if (metric === "order") return orderScore(reply, reference);
   return rougeL(reply, reference).recall;
 }
 
+/**
+ * LooGLE's other figures of a reply, by their names there: overlaps of words with how long the reply is (recall alone
+ * favours long ones), masks that are right in part, or distances of an order. An empty reply is "None", as in its script.
+ */
+export function loogleFigures(metric: Metric, reply: string, reference: string): Record<string, number> {
+  const said = reply.trim() === "" ? "None" : reply;
+  if (metric === "cloze") return { partial: cloze(said, masksOf(reference)).partial };
+  if (metric === "order") return { ...distance(said, reference) };
+  return {
+    "bleu-1": bleu(said, reference, 1),
+    "bleu-4": bleu(said, reference, 4),
+    "rouge-1": rouge(said, reference, 1).recall,
+    "rouge-2": rouge(said, reference, 2).recall,
+    "rouge-l": rougeL(said, reference).recall,
+    "rouge-l f1": rougeL(said, reference).f1,
+    meteor: meteor(said, reference),
+    words: reply.trim() === "" ? 0 : reply.trim().split(/\s+/).length,
+  };
+}
+
+const masksOf = (reference: string) => JSON.parse(reference) as Record<string, string>;
+
 /** "2,1,3" against the right order: 1 for the same, 0 for as many swaps as there can be. */
 export function orderScore(reply: string, reference: string): number {
-  const items = (text: string) => text.match(/\d+/g) ?? [];
-  const right = items(reference);
-  if (right.length < 2) return items(reply)[0] === right[0] ? 1 : 0;
-  return 1 - orderDistance(items(reply).slice(0, right.length), right).sd / (right.length - 1);
+  const right = itemsOf(reference);
+  if (right.length < 2) return itemsOf(reply)[0] === right[0] ? 1 : 0;
+  return 1 - distance(reply, reference).sd / (right.length - 1);
+}
+
+function distance(reply: string, reference: string) {
+  const right = itemsOf(reference);
+  return orderDistance(itemsOf(reply).slice(0, right.length), right);
+}
+
+/** The numbers of an order; Roman ones, up to thirty-nine, where there are no others. */
+function itemsOf(text: string): string[] {
+  const digits = text.match(/\d+/g);
+  if (digits) return digits;
+  return (text.match(/\b[IVX]+\b/g) ?? []).map((numeral) => String(roman(numeral)));
+}
+
+function roman(numeral: string): number {
+  const values = [...numeral].map((letter) => ({ I: 1, V: 5, X: 10 })[letter] ?? 0);
+  return values.reduce((sum, value, i) => sum + (value < (values[i + 1] ?? 0) ? -value : value), 0);
 }
 
 /** Spans of the sentences and lines of a text, which together cover it. */

@@ -3,7 +3,7 @@ import { tinyTokenizer } from "../../models/index.js";
 import { tasksByName } from "../catalog.js";
 import { type Filler, loadFiller } from "../documents/index.js";
 import type { CaseOptions, TaskCase } from "../task.js";
-import { effectiveLength, nolimaTasks, place } from "./nolima.js";
+import { baseScore, effectiveLength, LANDMARKS, NAMES, nolimaTasks, place } from "./nolima.js";
 
 const tokenizer = tinyTokenizer();
 const promptTokens = (document: string, question: string, prefix = "") =>
@@ -13,9 +13,28 @@ const STOP = new Set(
     " ",
   ),
 );
-const stems = (text: string) =>
-  new Set((text.toLowerCase().match(/[a-z]+/g) ?? []).filter((w) => !STOP.has(w)).map((w) => w.replace(/(es|s)$/, "")));
+const stemsOf = (text: string) =>
+  (text.toLowerCase().match(/[a-z]+/g) ?? []).filter((w) => !STOP.has(w)).map((w) => w.replace(/(es|s)$/, ""));
+const stems = (text: string) => new Set(stemsOf(text));
 const shared = (a: ReadonlySet<string>, b: ReadonlySet<string>) => [...a].filter((w) => b.has(w)).length;
+
+/** Which of the texts BM25 puts first, the earliest among equals. */
+function bm25(texts: readonly (readonly string[])[], query: ReadonlySet<string>): number {
+  const mean = texts.reduce((n, text) => n + text.length, 0) / texts.length;
+  const weights = new Map(
+    [...query].map((word) => {
+      const holding = texts.filter((text) => text.includes(word)).length;
+      return [word, Math.log(1 + (texts.length - holding + 0.5) / (holding + 0.5))];
+    }),
+  );
+  const scores = texts.map((text) =>
+    [...weights].reduce((sum, [word, weight]) => {
+      const count = text.filter((w) => w === word).length;
+      return sum + (weight * count * 2.5) / (count + 1.5 * (0.25 + (0.75 * text.length) / mean));
+    }, 0),
+  );
+  return scores.indexOf(Math.max(...scores));
+}
 
 describe("NoLiMa", () => {
   let filler: Filler[];
@@ -28,12 +47,12 @@ describe("NoLiMa", () => {
   const asked = (made: TaskCase) => made.questions[0].text.split("Question: ")[1];
   const needle = ({ document, questions: [q] }: TaskCase) => document.slice(...q.evidence[0]);
 
-  /** The sentence that shares most words with the question: the needle, or not. */
+  /** BM25's best sentence for the question: the needle, or not. */
   const literal = (made: TaskCase) => {
     const question = stems(asked(made));
     const sentences = made.document.split(/(?<=[.!?])\s+/);
-    const best = sentences.map((s) => shared(stems(s), question)).reduce((b, n, i, all) => (n > all[b] ? i : b), 0);
-    return made.questions[0].references.some((name) => sentences[best].includes(name));
+    const found = bm25(sentences.map(stemsOf), question);
+    return made.questions[0].references.some((name) => sentences[found].includes(name));
   };
 
   it("shares no word between needle and question, but in the control", () => {
@@ -47,14 +66,23 @@ describe("NoLiMa", () => {
     const rate = (name: string) => cases(name).filter(literal).length / 40;
     expect(rate("nolima/direct")).toBeGreaterThan(0.95);
     expect(rate("nolima/one-hop")).toBeLessThan(0.2);
+    expect(rate("nolima/two-hop")).toBeLessThan(0.2);
     expect(rate("nolima/one-hop-distractor")).toBeLessThan(0.2);
   });
 
-  it("holds the name once, and no word of the needle elsewhere", () => {
-    for (const made of cases("nolima/one-hop", 12)) {
-      const [name] = made.questions[0].references;
-      expect(made.document.split(name).length - 1).toBe(1);
-    }
+  it("holds the name once, and nowhere else a name of the set or what the test is about", () => {
+    for (const kind of ["nolima/one-hop", "nolima/two-hop"])
+      for (const made of cases(kind, 12)) {
+        const [name] = made.questions[0].references;
+        expect(made.document.split(name).length - 1).toBe(1);
+        const rest = made.document.replace(needle(made), "");
+        for (const other of NAMES) expect(rest).not.toContain(other);
+        const [landmark, city, country] = LANDMARKS.find(([mark]) => needle(made).includes(mark)) ?? [];
+        for (const word of [landmark, city, country]) {
+          expect(word).toBeDefined();
+          expect(rest).not.toContain(word);
+        }
+      }
   });
 
   it("gives a random name of the set a twelfth of the cases", () => {
@@ -70,6 +98,8 @@ describe("NoLiMa", () => {
     const at = (depth: number) => place(book, 40, depth, "NEEDLE.");
     expect(at(0).start).toBe(0);
     expect(at(1).document.endsWith("NEEDLE.")).toBe(true);
+    // the window stays in the book: all of its 40 sentences are there
+    for (const depth of [0, 0.5, 1]) expect(at(depth).document.match(/Sentence number/g)?.length).toBe(40);
     for (const depth of [0.2, 0.5, 0.8]) {
       const { document, start } = at(depth);
       expect(Math.abs(start / document.length - depth)).toBeLessThan(0.03);
@@ -107,12 +137,19 @@ describe("NoLiMa", () => {
         needle: "{CHAR} lives next to {1}.",
         questions: { onehop: "Who has been to {2}?", twohop: "Who has been to {3}?" },
         character_set: ["Yuki", "Stuart"],
+        distractors: { onehop: "There was an article about {2} in the paper." },
         tests: { T01: { input_args: ["the Semperoper", "Dresden", "Saxony"] } },
         task_template: "Read this.\n\n{haystack}\n\nQuestion: {question}",
       },
     ]);
     const tasks = nolimaTasks(set);
-    expect(tasks.map((t) => t.name)).toEqual(["nolima-set/onehop", "nolima-set/twohop"]);
+    expect(tasks.map((t) => t.name)).toEqual([
+      "nolima-set/onehop",
+      "nolima-set/onehop-distractor",
+      "nolima-set/twohop",
+    ]);
+    const distracted = tasks[1].make(options(1)).document;
+    expect(distracted).toContain("There was an article about Dresden in the paper.");
     const made = tasks[0].make(options(1));
     expect(made.document.startsWith("Read this.\n\n")).toBe(true);
     expect(made.questions[0].text).toBe("Question: Who has been to Dresden?");
@@ -131,5 +168,13 @@ describe("NoLiMa", () => {
     ]);
     expect(effectiveLength(scores, 97.3)).toBe(2048);
     expect(effectiveLength(scores, 200)).toBe(0);
+  });
+
+  it("takes each needle's best short length as its base", () => {
+    const of = (...pairs: [number, number][]) => new Map(pairs);
+    const needles = [of([250, 90], [500, 100], [1000, 80], [8000, 20]), of([250, 70], [1000, 60])];
+    expect(baseScore(needles)).toBe(85);
+    expect(() => baseScore([of([2000, 90])])).toThrow("lengths up to 1024");
+    expect(() => baseScore([])).toThrow("every needle");
   });
 });

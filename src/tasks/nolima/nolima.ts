@@ -29,10 +29,13 @@ export interface NeedleEntry {
   readonly template?: string;
 }
 
-const NAMES = "Anneli Bastian Corvin Delphine Emeric Fenja Gwendal Hilmar Ilka Jorinde Kasimir Leontyne".split(" ");
+/** First names that the filler does not have. */
+export const NAMES = "Anneli Bastian Corvin Delphine Emeric Fenja Gwendal Hilmar Ilka Jorinde Kasimir Leontyne".split(
+  " ",
+);
 
 /** Where things stand: landmark, city, country. */
-const LANDMARKS = [
+export const LANDMARKS = [
   ["the Eiffel Tower", "Paris", "France"],
   ["the Colosseum", "Rome", "Italy"],
   ["the Brandenburg Gate", "Berlin", "Germany"],
@@ -79,20 +82,21 @@ export const nolimaSubstitutes: readonly Task[] = Object.keys(DOES).map((name) =
 }));
 
 /**
- * NoLiMa's own needle set (its JSON file) as tasks `nolima-set/onehop` and so on, hidden in the filler that is given.
+ * NoLiMa's own needle set (its JSON file) as tasks `nolima-set/onehop` and so on, hidden in the filler that is given; where
+ * it has distractors, as `nolima-set/onehop-distractor` too.
  * @throws FoveaError `bad-file` for what is no needle set
  */
 export function nolimaTasks(text: string): Task[] {
   const entries = parseNeedleSet(text);
   const kinds = [...new Set(entries.flatMap((entry) => Object.keys(entry.questions)))];
-  return kinds.map((kind) =>
-    nolimaTask(
-      `nolima-set/${kind}`,
-      entries.filter((entry) => kind in entry.questions),
-      kind,
-      false,
-    ),
-  );
+  return kinds.flatMap((kind) => {
+    const asked = entries.filter((entry) => kind in entry.questions);
+    const distracted = asked.filter((entry) => entry.distractors?.[kind] !== undefined);
+    return [
+      nolimaTask(`nolima-set/${kind}`, asked, kind, false),
+      ...(distracted.length > 0 ? [nolimaTask(`nolima-set/${kind}-distractor`, distracted, kind, true)] : []),
+    ];
+  });
 }
 
 /** Reads a needle set: a list of objects with id, needle, questions and tests. */
@@ -117,10 +121,14 @@ export function parseNeedleSet(text: string): NeedleEntry[] {
       questions: one.questions as Record<string, string>,
       tests: tests.map((test) => (test.input_args ?? []).map(String)),
       names,
+      ...(isTexts(one.distractors) && { distractors: one.distractors }),
       ...(typeof one.task_template === "string" && { template: one.task_template }),
     };
   });
 }
+
+const isTexts = (value: unknown): value is Record<string, string> =>
+  typeof value === "object" && value !== null && Object.values(value).every((text) => typeof text === "string");
 
 function nolimaTask(name: string, entries: readonly NeedleEntry[], kind: string, distracted: boolean): Task {
   return {
@@ -251,4 +259,21 @@ function lookUp(entries: readonly NeedleEntry[], kind: string, document: string,
  */
 export function effectiveLength(scores: ReadonlyMap<number, number>, base: number, threshold = 0.85): number {
   return Math.max(0, ...[...scores].filter(([, score]) => score >= threshold * base).map(([length]) => length));
+}
+
+/**
+ * NoLiMa's base score: the mean over needles of the best that each scores at a short length.
+ * @param needles of each needle with its question, length to score
+ * @param longest lengths up to this one are short
+ * @throws FoveaError `bad-input` where a needle was asked at no short length
+ */
+export function baseScore(needles: readonly ReadonlyMap<number, number>[], longest = 1024): number {
+  const best = needles.map((scores) =>
+    Math.max(...[...scores].filter(([n]) => n <= longest).map(([, score]) => score)),
+  );
+  if (best.length === 0 || best.includes(Number.NEGATIVE_INFINITY))
+    throw new FoveaError("bad-input", `a base score takes scores of every needle at lengths up to ${longest}`, {
+      hint: "NoLiMa asks at 250, 500 and 1000 tokens",
+    });
+  return best.reduce((sum, score) => sum + score, 0) / best.length;
 }
