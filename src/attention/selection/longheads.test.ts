@@ -245,17 +245,17 @@ describe.skipIf(!existsSync(STORIES))("longheads on a trained model", () => {
     expect(overlaps.reduce((a, b) => a + b, 0) / overlaps.length).toBeLessThan(0.7);
   });
 
-  it("goes on at twice the trained length as it began, where full attention loses", async () => {
-    const { ids, length } = repeated(stories.ids, 3);
+  it("goes on at almost three times the trained length as it began, where full attention loses", async () => {
+    const { ids, length } = repeated(stories.ids, 4);
     const losses = async (attached: AttachedMethod) => {
       const rows = await promptLogits([attached], ids);
-      return [0, 2].map((copy) =>
+      return [0, 3].map((copy) =>
         meanNats(rows.slice(copy * length), ids.slice(1 + copy * length, 1 + (copy + 1) * length)),
       );
     };
     const dense = await losses(full());
     const own = await losses(longheads({ chunk: 32, length: 256, begin: 256 }));
-    expect(dense[1] - dense[0]).toBeGreaterThan(0.08);
-    expect(own[1] - own[0]).toBeLessThan(0.04);
+    expect(dense[1] - dense[0]).toBeGreaterThan(0.2);
+    expect(own[1] - own[0]).toBeLessThan(0.1);
   });
 });
