@@ -31,6 +31,13 @@ const RULER_QUESTIONS = [
   ["questions-set/hotpot", "questions/two-hop"],
 ] as const;
 
+/** Families that are read from files, and what gives the file. */
+const FROM_FILES = [
+  ["questions-set", "--squad FILE or --hotpot FILE (in the library squadTask, hotpotTask)"],
+  ["loogle-set", "--loogle FILE (in the library loogleTasks)"],
+  ["nolima-set", "--nolima FILE (in the library nolimaTasks)"],
+] as const;
+
 /**
  * Tasks by name: `needle/single`, a family (`needle`), `ruler` for all of RULER or `all`. In the order of the list, none twice.
  * @throws FoveaError `bad-input` for a name that is neither
@@ -43,6 +50,11 @@ export function tasksByName(names: readonly string[], catalog: ReadonlyMap<strin
     const own = [...catalog.values()].filter(
       (task) => name === "all" || wanted.includes(task.family) || wanted.includes(task.name),
     );
+    const file = FROM_FILES.find(([family]) => name === family || name.startsWith(`${family}/`));
+    if (own.length === 0 && file)
+      throw new FoveaError("bad-input", `${name} is not among the tasks: their questions come from a file`, {
+        hint: `give ${file[1]}; the names of its tasks depend on what it holds (docs/benchmark.md)`,
+      });
     if (own.length === 0)
       throw new FoveaError("bad-input", `there is no task ${JSON.stringify(name)}`, {
         hint: `the tasks are ${[...catalog.keys()].join(", ")}; a family (${[...new Set([...catalog.values()].map((t) => t.family))].join(", ")}), ruler and all name several`,

@@ -101,6 +101,7 @@ describe("tasks", () => {
     expect(tasksByName(["ruler"]).length).toBe(13);
     expect(tasksByName(["all"]).length).toBe(taskCatalog.size);
     expect(() => tasksByName(["neddle"])).toThrow("no task");
+    expect(() => tasksByName(["questions-set/squad"])).toThrow("come from a file");
   });
 
   it("refuses a length without room", () => {

@@ -3,7 +3,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type BenchRecord, summarise } from "../../tasks/index.js";
+import { bench } from "../commands/bench.js";
 import { readRecords } from "../commands/bench-compare.js";
+import type { Io } from "../io.js";
 import { queryFiles } from "./duckdb.js";
 import { plotsOf } from "./plots.js";
 import { fraction, printRows } from "./report.js";
@@ -64,6 +66,8 @@ const RECORDS = [0, 1, 2, 3].flatMap((i) => [
     tokens_read: 124,
   }),
 ]);
+
+const SIX = { id: "1", question: "How many?", answers: [{ text: "six", answer_start: 6 }] };
 
 describe("tables of bench", () => {
   it("say what was measured", () => {
@@ -156,5 +160,39 @@ describe("files of records", () => {
     expect((await readFile(parquet)).subarray(0, 4).toString()).toBe("PAR1");
     const back = await readRecords([parquet]);
     expect(summarise(back)).toEqual(summarise(RECORDS));
+  });
+});
+
+describe("fovea bench with files of questions", () => {
+  const squad = { data: [{ paragraphs: [{ context: "It is six.", qas: [SIX] }] }] };
+  const hotpot = [
+    { question: "How many?", answer: "six", supporting_facts: [["A", 0]], context: [["A", ["It is six."]]] },
+  ];
+  const io = (): Io => ({
+    ...{ out: () => {}, err: () => {}, input: async () => "", outTty: false, errTty: false, columns: 80, color: 0 },
+    signal: new AbortController().signal,
+  });
+  let folder = "";
+  beforeAll(async () => {
+    folder = await mkdtemp(join(tmpdir(), "fovea-bench-"));
+    await writeFile(join(folder, "squad.json"), JSON.stringify(squad));
+    await writeFile(join(folder, "hotpot.json"), JSON.stringify(hotpot));
+  });
+  afterAll(() => rm(folder, { recursive: true }));
+  // the tasks are looked up before the methods, and those before a model is opened
+  const run = (tasks: string, ...files: string[]) =>
+    bench.run(["--methods", "no-such-method", "--tasks", tasks, ...files], io());
+
+  it("has their tasks", async () => {
+    const files = ["--squad", join(folder, "squad.json"), "--hotpot", join(folder, "hotpot.json")];
+    for (const name of ["questions-set/squad", "questions-set/hotpot", "questions-set", "ruler"])
+      await expect(run(name, ...files), name).rejects.toThrow("no-such-method");
+    await expect(run("questions-set/hotpot", ...files.slice(0, 2))).rejects.toThrow("come from a file");
+    await expect(run("questions-set")).rejects.toThrow("come from a file");
+  });
+
+  it("says what is wrong with one", async () => {
+    await expect(run("questions-set", "--squad", join(folder, "hotpot.json"))).rejects.toThrow("has no data");
+    await expect(run("questions-set", "--squad", join(folder, "none.json"))).rejects.toThrow("no such file");
   });
 });

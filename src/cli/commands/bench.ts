@@ -118,9 +118,12 @@ async function benchModels(
   const budgets = shares(values.share);
   for (const method of values.methods) if (!method.includes("$")) resolve(method);
   const store = await openStore(values.out);
-  const filler = await tasks.loadFiller(
+  const texts = await tasks.loadFiller(
     values.filler ?? fileURLToPath(new URL("../../../data/filler", import.meta.url)),
   );
+  // a folder that marks no text as held out is meant to be used
+  const marked = texts.some((text) => text.split === "held-out");
+  const filler = marked ? texts : texts.map((text) => ({ ...text, split: "held-out" as const }));
   const commit = await runningCommit();
   const progress = progressLine(io);
   const skipped: Skipped[] = [];
