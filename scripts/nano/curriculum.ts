@@ -138,7 +138,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "either order",
-    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 900 },
+    ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 650 },
     sorts: [
       { weight: 1, kind: LISTS },
       { weight: 4, kind: "single", bare: true, ...MADE_UP },
@@ -146,6 +146,24 @@ export const STAGES: readonly Stage[] = [
       { weight: 1, kind: "latest", bare: true, ...MADE_UP },
       { weight: 0.5, kind: "not-stated", bare: true, ...MADE_UP },
       { weight: 1.5, kind: "two-hop", bare: true, ...MADE_UP },
+    ],
+  },
+  {
+    // what stands before its key alone, until it is found
+    name: "who did it",
+    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 600 },
+    sorts: [
+      {
+        ...{ weight: 4, kind: "single", facts: 3, questions: 2, tokens: 85, bare: true },
+        ...{ slots: ["who"], forms: ["active"], renderers: ["prose"], ...MADE_UP },
+      },
+      {
+        ...{ weight: 2, kind: "single", facts: 3, questions: 2, tokens: 85, bare: true },
+        ...{ slots: ["what"], forms: ["passive"], renderers: ["prose"], ...MADE_UP },
+      },
+      { weight: 2, kind: "reversed", facts: 3, questions: 3, tokens: 80 },
+      { weight: 2, kind: "single", facts: 6, questions: 4, tokens: 190, bare: true, ...MADE_UP },
+      { weight: 1, kind: "single", bare: true, ...MADE_UP },
     ],
   },
   {
