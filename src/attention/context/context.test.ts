@@ -1,13 +1,16 @@
+import { existsSync, readFileSync } from "node:fs";
+import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { checkpointOf, engineFor, randomCheckpoint, someIds } from "../../../test/random-checkpoint.js";
+import { STORIES, STORY } from "../../../test/trained-stories.js";
 import type { Model } from "../../engine/api.js";
 import type { Engine } from "../../engine/engine.js";
 import type { AttachedMethod, ModelShape, ObserveStep } from "../../engine/hooks.js";
 import { load } from "../../load.js";
-import { randomConfig, randomWeights } from "../../models/index.js";
+import { openCheckpoint, randomConfig, randomWeights } from "../../models/index.js";
 import { resolve } from "../catalog.js";
 import { spanMass } from "../observers/reducers.js";
-import { maxDifference } from "../testing.js";
+import { maxDifference, normals } from "../testing.js";
 import { attentionOrder, attnrank, slotProfile } from "./attnrank.js";
 import { basinDepth, basinProfile, itemAttention, itemShares } from "./basin.js";
 import { chosenTokens, gemfilter } from "./gemfilter.js";
@@ -150,6 +153,25 @@ describe("gemfilter", () => {
     }
   });
 
+  it("keeps the passage that the question asks for by the layer that retrieves, by no earlier one and not by lot", async () => {
+    const tiny = await openCheckpoint("models/tiny");
+    const reader = await engineFor(tiny);
+    const report = readFileSync("examples/harbour.txt", "utf8");
+    const encode = (text: string) => tiny.tokenizer.encode(text, { special: false }).ids;
+    const needle = encode(" Ada Moreau");
+    const holds = (ids: readonly number[]) => ids.some((_, i) => needle.every((id, j) => ids[i + j] === id));
+    const prompt = encode(`${report}\nThe keeper of the north light is`);
+    const by = (layer: number) => becomes(reader, [gemfilter({ tokens: 80, layer })], prompt);
+    expect(holds(await by(1))).toBe(true);
+    expect(holds(await by(0))).toBe(false);
+    const lots = Array.from({ length: 20 }, (_, seed) => normals(seed)(prompt.length)).map((scores) =>
+      [...chosenTokens(scores, 80, { kernel: 5, first: 0, last: 0 })].map((i) => prompt[i]),
+    );
+    expect(lots.filter(holds).length).toBeLessThan(10);
+    await reader.close();
+    await tiny.close();
+  });
+
   it("refuses a layer that the model does not have", () => {
     expect(() => engine.compose([gemfilter({ layer: 4 })])).toThrow(/layer is 4; the model has layers 0 to 3/);
   });
@@ -167,6 +189,15 @@ describe("attnrank", () => {
     expect(attentionOrder([5], [1])).toEqual([0]);
     // stable: equal relevance keeps its order
     expect(attentionOrder([1, 1, 1], [3, 2, 1])).toEqual([0, 1, 2]);
+    fc.assert(
+      fc.property(fc.array(fc.tuple(fc.nat(4), fc.nat(4)), { maxLength: 12 }), (items) => {
+        const order = attentionOrder(
+          items.map(([r]) => r),
+          items.map(([, p]) => p),
+        );
+        expect([...order].sort((a, b) => a - b)).toEqual(items.map((_, i) => i));
+      }),
+    );
   });
 
   it("interpolates a profile over relative positions", () => {
@@ -298,3 +329,30 @@ describe("an attention basin", () => {
     expect(() => itemAttention([])).toThrow(/no item to measure/);
   });
 });
+
+describe.skipIf(!existsSync(STORIES))("an attention basin of a trained model", () => {
+  it("is the model's, not the prompts': two halves of a calibration agree", async () => {
+    await using model = await load(STORIES, { worker: false, precision: "float32", cache: "float32", threads: 1 });
+    const sentences = STORY.split(/(?<=\.) /).slice(1, 13);
+    const next = normals(21);
+    const profile = () =>
+      basinProfile(
+        model,
+        Array.from({ length: 16 }, () => {
+          const order = [...next(sentences.length).entries()].sort((a, b) => a[1] - b[1]).map(([i]) => sentences[i]);
+          const items = order.slice(0, 8);
+          const prompt = model.prompt(`Once upon a time there was a dog. ${items.join(" ")} Then`);
+          return { ids: prompt.ids, items: items.map((item) => prompt.span(item)) };
+        }),
+      );
+    expect(spearman(await profile(), await profile())).toBeGreaterThan(0.9);
+  });
+});
+
+/** Rank correlation of lists without ties. */
+function spearman(a: readonly number[], b: readonly number[]): number {
+  const ranks = (x: readonly number[]) => x.map((y) => x.filter((other) => other < y).length);
+  const [ra, rb] = [ranks(a), ranks(b)];
+  const n = a.length;
+  return 1 - (6 * ra.reduce((sum, r, i) => sum + (r - rb[i]) ** 2, 0)) / (n * (n * n - 1));
+}

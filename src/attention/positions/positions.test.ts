@@ -148,7 +148,12 @@ describe("rope-scaling", () => {
       return seen.map((s) => (Number.isFinite(s) ? s : 0));
     };
     const att = 0.1 * Math.log(4) + 1;
-    expect(maxDifference(await scores(), (await scores(1)).map((s) => att * att * s))).toBeLessThan(1e-5);
+    expect(
+      maxDifference(
+        await scores(),
+        (await scores(1)).map((s) => att * att * s),
+      ),
+    ).toBeLessThan(1e-5);
   });
 
   it("alibi: without content a head's weights fall by exp(-slope) a token, in the prompt and while decoding", async () => {
@@ -514,7 +519,10 @@ describe.skipIf(!existsSync(STORIES))("positions on a trained model, up to three
   async function losses(attention: string, copies = 4): Promise<[number, number]> {
     const { tokens } = await model.with(attention).score(ids.slice(0, copies * length + 1));
     const mean = (copy: number) =>
-      tokens.slice(-length * (copies - copy)).slice(0, length).reduce((sum, t) => sum - t.logprob, 0) / length;
+      tokens
+        .slice(-length * (copies - copy))
+        .slice(0, length)
+        .reduce((sum, t) => sum - t.logprob, 0) / length;
     return [mean(0), mean(copies - 1)];
   }
 
