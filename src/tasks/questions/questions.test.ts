@@ -1,6 +1,9 @@
 import { existsSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { load } from "../../load.js";
 import { tinyTokenizer } from "../../models/index.js";
+import { PromptFormat } from "../bench/prompt.js";
+import { runBench } from "../bench/run.js";
 import { taskCatalog, tasksByName } from "../catalog.js";
 import { type CaseOptions, caseTokens, type Task, type TaskCase } from "../task.js";
 import { parseHotpot, parseSquad } from "./load.js";
@@ -237,6 +240,45 @@ describe("question answering over given data", () => {
       const [short, long] = [900, 2500].map((length) => task.make(options(3, length)));
       expect(long.questions.map((q) => q.text)).toEqual(short.questions.map((q) => q.text));
       expect(() => task.make(options(1, 60))).toThrow(/questions-set\/\w+ needs \d+ tokens/);
+    }
+  });
+
+  it("fills 128k tokens, over and over where a file is small", () => {
+    // four characters for a token
+    const count = (document: string, question: string, prefix = "") =>
+      Math.ceil((document.length + question.length + prefix.length) / 4);
+    for (const task of [squad, hotpot]) {
+      const made = task.make({ seed: 1, length: 131072, promptTokens: count, filler: [] });
+      const tokens = caseTokens(made, { promptTokens: count });
+      expect(tokens).toBeLessThanOrEqual(131072);
+      expect(tokens).toBeGreaterThan(0.95 * 131072);
+      const gold = documentsOf(made).filter((text) => text === goldOf(made, made.questions[0].evidence[0][0]));
+      expect(gold.length).toBe(1);
+    }
+  });
+
+  it("is put to a model, with the answer's tokens as evidence", async () => {
+    const model = await load("models/tiny", { worker: false, threads: 1, cache: "float32" });
+    try {
+      const format = new PromptFormat(model);
+      const made = squad.make({ ...options(1, 900), promptTokens: (d, q, p) => format.tokens(d, q, p) });
+      for (const question of made.questions) {
+        const { ids, evidence } = format.prompt(made.document, question);
+        expect(model.tokenizer.decode(evidence.map((i) => ids[i]))).toContain(question.answer);
+      }
+      const filler = [{ genre: "none", split: "held-out" as const, sentences: [BRIDGE] }];
+      const { records } = await runBench({
+        ...{ models: [model], methods: ["full"], lengths: [900], tasks: [squad, hotpot], filler },
+        ...{ cases: 2, seeds: 1, maxTokens: 4 },
+      });
+      expect(records.map((r) => [r.task, r.coverage])).toEqual([
+        [squad.name, 1],
+        [squad.name, 1],
+        [hotpot.name, 1],
+        [hotpot.name, 1],
+      ]);
+    } finally {
+      await model.close();
     }
   });
 
