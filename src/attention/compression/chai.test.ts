@@ -5,7 +5,7 @@ import { printCalibration } from "../calibration.js";
 import { full } from "../full.js";
 import { method } from "../method.js";
 import { PlainLayer } from "../plain.js";
-import { maxDifference, randomRows, sliceRows } from "../testing.js";
+import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
 import { chai, layerClusters } from "./chai.js";
 import { clusterCounts, clusterHeads, cosineDistances, elbow, inertia } from "./head-clusters.js";
 
@@ -123,6 +123,27 @@ describe.skipIf(!existsSync(STORIES))("chai on stories260K", () => {
     const two = await nats("chai(clusters=2,first=0)");
     expect(six).toBeGreaterThan(dense);
     expect(two).toBeGreaterThan(six);
+    // four clusters by lot: each head either stands for itself or takes the weights of one that does
+    const byLot = (seed: number) => {
+      const next = normals(seed);
+      const standsFor = Array.from({ length: 5 }, () => {
+        const order = [...next(8).entries()].sort((a, b) => a[1] - b[1]).map(([h]) => h);
+        return Array.from({ length: 8 }, (_, h) => order[order.indexOf(h) % 4]);
+      });
+      return method({
+        name: "by-lot",
+        pattern({ layer, positions }, { data, heads, rows, keys }) {
+          for (let t = 0; t < rows; t++)
+            for (let h = 0; h < heads && positions[t] >= 5; h++) {
+              const from = (standsFor[layer][h] * rows + t) * keys;
+              data.copyWithin((h * rows + t) * keys, from, from + keys);
+            }
+        },
+      })();
+    };
+    let lot = 0;
+    for (const seed of [1, 2, 3, 4]) lot -= (await model.with(byLot(seed)).score(text)).logprob / 4;
+    expect(await nats("chai(clusters=4,first=0)")).toBeLessThan(lot);
     await model.close();
   });
 });

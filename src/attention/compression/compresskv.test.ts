@@ -146,6 +146,23 @@ describe("compresskv's calibration, on models/tiny, which copies what followed t
     ).rejects.toThrow(/none of the 1 needles/);
   });
 
+  it("finds heads without which the answer is lost, as it is not without others of their layer", async () => {
+    // who reads the two words before alone is misled
+    const told = (needle: string) =>
+      `${FILLER}the code is ${needle}. a code is open. her code is open. a code is open. ${FILLER}the code is`;
+    const asked = ["south", "tide"].map((needle) => {
+      const prompt = model.prompt(told(needle));
+      return { ids: prompt.ids, needle: prompt.span(` ${needle}`) };
+    });
+    const { heads } = await semanticRetrievalHeads(model, asked, { maxTokens: 3, madeBy: "the test" });
+    const [first, second, ...others] = heads.filter(({ layer }) => layer === 1).map(({ head }) => `1.${head}`);
+    const { ids } = model.prompt(`${told("west")} west`);
+    const answer = async (attention: string) => (await model.with(attention).score(ids)).tokens.at(-1)?.logprob ?? 0;
+    const without = await answer(`knock-out(heads=[${first},${second}])`);
+    expect(await answer("full")).toBeGreaterThan(-0.1);
+    expect(await answer(`knock-out(heads=[${others}])`)).toBeGreaterThan(without + 1);
+  });
+
   it("keeps the needle with the votes of the heads it finds; the newest tokens alone lose it", async () => {
     const found = await semanticRetrievalHeads(model, prompts(["south", "tide"]), { maxTokens: 3, madeBy: "the test" });
     const file = join(folder, "found.json");
