@@ -51,11 +51,11 @@ const MADE_UP = { pseudo: 0.4, coined: 0.5 } as const;
 /** What nano is to know in the end. */
 const EVERY_KIND: readonly Sort[] = [
   { weight: 0.5, kind: LISTS },
-  { weight: 4, kind: "single", ...MADE_UP },
+  { weight: 6, kind: "single", ...MADE_UP },
   { weight: 2, kind: "latest", ...MADE_UP },
   { weight: 1, kind: "not-stated", ...MADE_UP },
   { weight: 2, kind: "two-hop", ...MADE_UP },
-  { weight: 2, kind: MORE, ...MADE_UP },
+  { weight: 1.5, kind: MORE, ...MADE_UP },
   { weight: 0.3, kind: REPORTED },
 ];
 
@@ -151,7 +151,7 @@ export const STAGES: readonly Stage[] = [
   {
     // what stands before its key alone, until it is found
     name: "who did it",
-    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 600 },
+    ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 900 },
     sorts: [
       {
         ...{ weight: 4, kind: "single", facts: 3, questions: 2, tokens: 85, bare: true },
@@ -168,7 +168,7 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "kinds",
-    ...{ lengths: [256, 512, 512], size: 4096, answer: 40, gaps: 2, until: 0.9, atMost: 900 },
+    ...{ lengths: [256, 512, 512], size: 4096, answer: 40, gaps: 2, until: 0.9, atMost: 700 },
     sorts: EVERY_KIND,
   },
   {
