@@ -6,7 +6,8 @@ import { rotate } from "../../engine/rotary.js";
 import { full } from "../full.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
-import { chunkVectors, longheads } from "./longheads.js";
+import { chunkVectors } from "./chunk-vectors.js";
+import { longheads } from "./longheads.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const { heads, kvHeads, headDim } = SHAPE;

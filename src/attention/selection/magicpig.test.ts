@@ -15,7 +15,8 @@ import {
   hyperplanes,
   manyCodes,
 } from "./hash-tables.js";
-import { type HashedKeys, magicpig } from "./magicpig.js";
+import type { HashedKeys } from "./hashed-keys.js";
+import { magicpig } from "./magicpig.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const { heads, kvHeads, headDim } = SHAPE;

@@ -8,16 +8,12 @@ import { method } from "../method.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { streamingLlm } from "../streaming/streaming-llm.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
-import { addKeys, farLogMass, farModel, type KeyMoments, nearShare, qada } from "./qada.js";
+import { addKeys, farLogMass, farModel, type KeyMoments, nearShare, noMoments } from "./key-moments.js";
+import { qada } from "./qada.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const TOKENS = 80;
 
-const empty = (dim: number): KeyMoments => ({
-  count: 0,
-  sum: new Float64Array(dim),
-  outer: new Float64Array(dim * dim),
-});
 const blocksOf = (parts: readonly object[] = []) => (parts[0] as { blocks?: RowRanges } | undefined)?.blocks;
 const logSumExp = (x: number[]) => {
   const max = Math.max(...x);
@@ -51,7 +47,7 @@ describe("the mass of far keys from their moments", () => {
     const next = normals(4);
     const keys = next(dim * n);
     for (let i = 0; i < keys.length; i++) keys[i] = keys[i] * (0.6 + (i % dim) / dim) + 0.3;
-    const moments = empty(dim);
+    const moments = noMoments(dim);
     addKeys(moments, keys.subarray(0, 5000 * dim));
     addKeys(moments, keys.subarray(5000 * dim));
     expect(moments.count).toBe(n);
@@ -123,7 +119,7 @@ describe("qada", () => {
                 const kv = Math.floor(h / 2);
                 const row = Array.from(logits.subarray((h * step.rows + t) * length, (h * step.rows + t + 1) * length));
                 const near = row.filter((_, s) => s <= position && (s < sinks || position - s < window));
-                const moments = empty(8);
+                const moments = noMoments(8);
                 const far = step.positions[0] - window + 1;
                 addKeys(moments, step.view.keys(kv).subarray(sinks * 8, far * 8));
                 const q = step.q.subarray((t * 4 + h) * 8, (t * 4 + h + 1) * 8);
@@ -192,7 +188,7 @@ describe.skipIf(!existsSync(STORIES))("qada on a trained model", () => {
           for (let h = 0; h < heads; h++) {
             const row = [...logits.subarray(h * n, (h + 1) * n)];
             const near = logSumExp(row.filter((_, s) => s < sinks || s >= n - window));
-            const moments = empty(headDim);
+            const moments = noMoments(headDim);
             const keys = step.view.keys(Math.floor((h * kvHeads) / heads));
             addKeys(moments, keys.subarray(sinks * headDim, (n - window) * headDim));
             const q = step.q.subarray(h * headDim, (h + 1) * headDim);

@@ -4,6 +4,7 @@ import { rowRanges } from "../../engine/row-ranges.js";
 import { method } from "../method.js";
 import { forcedTokens } from "../select/index.js";
 import { inPrompt } from "../turn.js";
+import { addKeys, farLogMass, farModel, type KeyMoments, logAdd, nearShare, noMoments } from "./key-moments.js";
 
 const parameters = z.object({
   ...forcedTokens(16, 112),
@@ -12,12 +13,6 @@ const parameters = z.object({
 });
 type Parameters = z.output<typeof parameters>;
 
-/** Sums over the far keys of a KV head, of which mean and covariance are made. */
-export interface KeyMoments {
-  count: number;
-  readonly sum: Float64Array; // [D]
-  readonly outer: Float64Array; // [D, D]
-}
 type State = Map<number, KeyMoments[]>;
 
 /**
@@ -109,11 +104,6 @@ async function nearLogMass(step: AttentionStep, { window }: Parameters, spans: r
   return lse.map((a, i) => logAdd(a, sinks.lse[i]));
 }
 
-function logAdd(a: number, b: number): number {
-  const max = Math.max(a, b);
-  return max === Number.NEGATIVE_INFINITY ? max : max + Math.log(Math.exp(a - max) + Math.exp(b - max));
-}
-
 /** Moments of the keys that are far from the step's first row, up to date but for a batch. */
 function keyMoments(
   step: AttentionStep<State>,
@@ -121,11 +111,7 @@ function keyMoments(
   spans: readonly { start: number; ends: number[] }[],
 ) {
   const { kvHeads, headDim } = step.model;
-  const none = (): KeyMoments => ({
-    count: 0,
-    sum: new Float64Array(headDim),
-    outer: new Float64Array(headDim * headDim),
-  });
+  const none = () => noMoments(headDim);
   const layer = step.state.get(step.layer) ?? Array.from({ length: kvHeads }, none);
   step.state.set(step.layer, layer);
   for (const [kv, { start, ends }] of spans.entries()) {
@@ -135,45 +121,4 @@ function keyMoments(
     addKeys(layer[kv], step.view.keys(kv).subarray((start + layer[kv].count) * headDim, (start + far) * headDim));
   }
   return layer;
-}
-
-/** Adds keys [n, D]. */
-export function addKeys(moments: KeyMoments, keys: Float32Array): void {
-  const { sum, outer } = moments;
-  const dim = sum.length;
-  for (let at = 0; at < keys.length; at += dim, moments.count++)
-    for (let i = 0; i < dim; i++) {
-      sum[i] += keys[at + i];
-      for (let j = 0; j < dim; j++) outer[i * dim + j] += keys[at + i] * keys[at + j];
-    }
-}
-
-/** Mean [D] and covariance [D, D]. */
-export function farModel({ count, sum, outer }: KeyMoments) {
-  const mean = sum.map((x) => x / Math.max(1, count));
-  const dim = mean.length;
-  const covariance = outer.map((x, i) => x / Math.max(1, count) - mean[Math.floor(i / dim)] * mean[i % dim]);
-  return { mean, covariance };
-}
-
-/** ln of the summed exp(scale q.k) of `count` keys: ln count + scale q.mean + scale^2 / 2 q'Cq. */
-export function farLogMass(
-  q: ArrayLike<number>,
-  { mean, covariance }: ReturnType<typeof farModel>,
-  count: number,
-  scale: number,
-): number {
-  const dim = mean.length;
-  let linear = 0;
-  let quadratic = 0;
-  for (let i = 0; i < dim; i++) {
-    linear += q[i] * mean[i];
-    for (let j = 0; j < dim; j++) quadratic += q[i] * q[j] * covariance[i * dim + j];
-  }
-  return Math.log(count) + scale * linear + (scale * scale * quadratic) / 2;
-}
-
-/** Near keys' share of the whole mass: sigmoid(lA - lB). */
-export function nearShare(near: number, far: number): number {
-  return 1 / (1 + Math.exp(far - near));
 }

@@ -107,8 +107,8 @@ describe("tokenselect", () => {
       hooks: {
         ...attached.hooks,
         select: (step) => {
-          const rotate = (at: ArrayLike<number>) => {
-            turns.push(...Array.from(at));
+          const rotate = (at: Int32Array) => {
+            turns.push(...at);
             return step.rotate(at);
           };
           return attached.hooks.select?.(Object.create(step, { rotate: { value: rotate } })) ?? [{}];
