@@ -8,7 +8,8 @@ import { boundScores, keyBounds } from "../select/index.js";
 import { quest } from "../selection/quest.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
 import { duoattention } from "./duoattention.js";
-import { lserve, pageMaxima, selectPages } from "./lserve.js";
+import { pageMaxima, selectPages } from "./logical-pages.js";
+import { lserve } from "./lserve.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const tokens = 200;

@@ -3,23 +3,11 @@ import type { AttentionStep, Entries, Part, RetainStep } from "../../engine/hook
 import { rowRanges } from "../../engine/row-ranges.js";
 import { oncePerModel } from "../files.js";
 import { method } from "../method.js";
-import {
-  boundScores,
-  entriesBelow,
-  groupReduction,
-  headLengths,
-  headPositions,
-  keyBounds,
-  PAGE,
-  readingBudget,
-  readTokens,
-  reduceGroups,
-  topEntries,
-  withNewer,
-} from "../select/index.js";
+import { entriesBelow, groupReduction, headLengths, headPositions, PAGE, readingBudget } from "../select/index.js";
 import { roomForWindow, trimToWindow } from "../streaming/streaming-llm.js";
 import { endsTurn, inPrompt } from "../turn.js";
 import { headPolicyParameters, SOME_HEADS, streamingHeads } from "./duoattention.js";
+import { chosenPages, type PageChoice } from "./logical-pages.js";
 
 const parameters = z.object({
   ...headPolicyParameters,
@@ -42,13 +30,7 @@ type Parameters = z.output<typeof parameters>;
 /** Rows of a prompt that share what streaming heads read. */
 const BLOCK = 64;
 
-/** Pages of a layer, chosen by a row at a position, for each query head or KV head; and the entries held then. */
-interface Choice {
-  readonly at: number;
-  readonly pages: readonly Int32Array[];
-  readonly lengths: readonly number[];
-}
-type State = Map<number, Choice>;
+type State = Map<number, PageChoice>;
 
 /**
  * LServe: some heads stream, in the prompt and while decoding (DuoAttention); the others read a constant number of pages,
@@ -122,7 +104,7 @@ function blockParts(step: AttentionStep, streaming: readonly boolean[], params: 
 function decodeParts(step: AttentionStep<State>, streaming: readonly boolean[], params: Parameters): Part[] {
   const { view, model } = step;
   const lengths = headLengths(view, model.kvHeads);
-  const pages = chosenPages(step, streaming, lengths, params);
+  const pages = streaming.includes(false) ? chosenPages(step, lengths, params) : undefined;
   const lists = pages?.length ?? model.kvHeads;
   const entries = Array.from({ length: lists }, (_, i): Entries => {
     const head = Math.floor((i * model.kvHeads) / lists);
@@ -141,76 +123,6 @@ function decodeParts(step: AttentionStep<State>, streaming: readonly boolean[], 
 
 function pageRanges(pages: Int32Array, size: number, length: number): [number, number][] {
   return Array.from(pages, (p): [number, number] => [p * size, Math.min(length, (p + 1) * size)]);
-}
-
-/** The pages that each head reads, held until the text's length is the next multiple of the interval. */
-function chosenPages(
-  step: AttentionStep<State>,
-  streaming: readonly boolean[],
-  lengths: readonly number[],
-  params: Parameters,
-): readonly Int32Array[] | undefined {
-  const { page, interval } = params;
-  const [position] = step.positions;
-  // the history is the text without the row's own token
-  const tokens = readTokens(params, position);
-  if (position <= tokens || !streaming.includes(false)) return undefined;
-  const held = step.state.get(step.layer);
-  const reused = held && position > held.at && Math.floor(position / interval) === Math.floor(held.at / interval);
-  if (reused)
-    return held.pages.map((list, i) => {
-      const head = Math.floor((i * lengths.length) / held.pages.length);
-      return withNewer(list, Math.ceil(held.lengths[head] / page), Math.ceil(lengths[head] / page));
-    });
-  const count = Math.max(params.minPages, Math.floor(tokens / page));
-  const pages = selectPages(step, lengths, count, params);
-  step.state.set(step.layer, { at: position, pages, lengths });
-  return pages;
-}
-
-/** The `count` pages with the largest scores, the newest among them: for each query head, or KV head with a reduction. */
-export function selectPages(
-  step: Pick<AttentionStep, "q" | "cache" | "view" | "model">,
-  lengths: readonly number[],
-  count: number,
-  { page, group }: Pick<Parameters, "page" | "group">,
-): Int32Array[] {
-  const { kvHeads } = step.model;
-  const scores = logicalScores(step);
-  const { data, heads, keys } = reduceGroups(scores, kvHeads, group);
-  return Array.from({ length: heads }, (_, h) => {
-    const length = lengths[Math.floor((h * kvHeads) / heads)];
-    const row = data.subarray(h * keys, h * keys + Math.ceil(length / PAGE));
-    return topEntries(pageMaxima(row, page / PAGE), count, { window: 1 });
-  });
-}
-
-/** The largest of each `size` neighbouring scores; a last group may have fewer. */
-export function pageMaxima(scores: Float32Array, size: number): Float32Array {
-  const maxima = new Float32Array(Math.ceil(scores.length / size)).fill(Number.NEGATIVE_INFINITY);
-  for (let i = 0; i < scores.length; i++) {
-    const at = Math.floor(i / size);
-    if (scores[i] > maxima[at]) maxima[at] = scores[i];
-  }
-  return maxima;
-}
-
-/** Bounds of q . k for each query head and 16 entries: [Hq, pages]; where the cache's pages are whole they are its own. */
-function logicalScores({ q, cache, view, model }: Pick<AttentionStep, "q" | "cache" | "view" | "model">) {
-  const { heads, kvHeads, headDim } = model;
-  const lengths = headLengths(view, kvHeads);
-  const pages = Math.ceil(Math.max(...lengths) / PAGE);
-  if (cache) {
-    const { data, rows, pages: keys } = cache.pageScores(q);
-    // after evictions by other methods pages of the cache lack entries, and are more than these
-    if (keys === pages) return { data, heads: rows, keys };
-  }
-  const data = new Float32Array(heads * pages).fill(Number.NEGATIVE_INFINITY);
-  for (let h = 0; h < heads; h++) {
-    const bounds = keyBounds(view.keys(Math.floor((h * kvHeads) / heads)), headDim);
-    data.set(boundScores(q.subarray(h * headDim, (h + 1) * headDim), bounds), h * pages);
-  }
-  return { data, heads, keys: pages };
 }
 
 /** Frees what streaming heads will not read any more: during a prompt or turn what the next block still needs stays. */

@@ -3,7 +3,7 @@ export { GROUP_REDUCTIONS, reduceGroups } from "./groups.js";
 export type { LayerChoice } from "./layers.js";
 export { chosenEntries, entriesAt, middleLayer, positionsOf, tokenEntries } from "./layers.js";
 export type { KeyBounds } from "./pages.js";
-export { boundScores, dotScores, keyBounds, keyMeans, PAGE } from "./pages.js";
+export { boundScores, dotScores, keyBounds, keyMeans, PAGE, pageBounds } from "./pages.js";
 export {
   denseLayers,
   forcedTokens,

@@ -1,3 +1,7 @@
+import type { AttentionStep } from "../../engine/hooks.js";
+import type { HeadScores } from "./groups.js";
+import { headLengths } from "./top-k.js";
+
 /** Tokens of a page of the cache: what `{ pages }` selections count in. */
 export const PAGE = 16;
 
@@ -46,6 +50,19 @@ export function boundScores(q: Float32Array, { lower, upper }: KeyBounds): Float
     for (let d = 0; d < dim; d++) sum += Math.max(q[d] * lower[p * dim + d], q[d] * upper[p * dim + d]);
     return sum;
   });
+}
+
+/** The same for all query heads of a step over their heads' keys: [Hq, pages], -Infinity where a head has fewer pages. */
+export function pageBounds({ q, view, model }: Pick<AttentionStep, "q" | "view" | "model">): HeadScores {
+  const { heads, kvHeads, headDim } = model;
+  const keys = Math.ceil(Math.max(...headLengths(view, kvHeads)) / PAGE);
+  const data = new Float32Array(heads * keys).fill(Number.NEGATIVE_INFINITY);
+  for (let kv = 0, head = 0; kv < kvHeads; kv++) {
+    const bounds = keyBounds(view.keys(kv), headDim); // m, M [pages, D]
+    for (; head < ((kv + 1) * heads) / kvHeads; head++)
+      data.set(boundScores(q.subarray(head * headDim, (head + 1) * headDim), bounds), head * keys);
+  }
+  return { data, heads, keys };
 }
 
 /** Dot products of a query [D] with rows [n, D], such as page means. */

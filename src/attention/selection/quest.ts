@@ -2,7 +2,6 @@ import { z } from "zod";
 import type { AttentionStep, Entries, Part } from "../../engine/hooks.js";
 import { method } from "../method.js";
 import {
-  boundScores,
   denseLayers,
   type GroupReduction,
   groupReduction,
@@ -10,8 +9,8 @@ import {
   headLengths,
   heldChoice,
   isDense,
-  keyBounds,
   PAGE,
+  pageBounds,
   readingBudget,
   readTokens,
   reduceGroups,
@@ -97,20 +96,13 @@ export function choosePages(
 
 /** The same by the definition, from keys read out. */
 export function choosePagesPlainly(
-  { q, view, model }: Pick<AttentionStep, "q" | "view" | "model">,
+  step: Pick<AttentionStep, "q" | "view" | "model">,
   count: number,
   group: GroupReduction,
 ): Entries[] {
-  const { heads, kvHeads, headDim } = model;
-  const lengths = headLengths(view, kvHeads).map((n) => Math.ceil(n / PAGE));
-  const keys = Math.max(...lengths);
-  const data = new Float32Array(heads * keys);
-  for (let kv = 0, head = 0; kv < kvHeads; kv++) {
-    const bounds = keyBounds(view.keys(kv), headDim); // m, M [pages, D]
-    for (; head < ((kv + 1) * heads) / kvHeads; head++)
-      data.set(boundScores(q.subarray(head * headDim, (head + 1) * headDim), bounds), head * keys);
-  }
-  const scores = reduceGroups({ data, heads, keys }, kvHeads, group);
+  const { kvHeads } = step.model;
+  const lengths = headLengths(step.view, kvHeads).map((n) => Math.ceil(n / PAGE));
+  const scores = reduceGroups(pageBounds(step), kvHeads, group);
   return topPerHead(scores, count, { window: 1 }, lengths).map((pages) => ({ pages }));
 }
 
