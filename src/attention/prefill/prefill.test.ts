@@ -9,6 +9,7 @@ import { entriesBelow } from "../select/index.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
 import { bestBlocks } from "./blocks.js";
 import { boundaryLabels, boundaryScores, chooseBoundaries } from "./boundaries.js";
+import { chunkStarts } from "./chunk-starts.js";
 import { bestTokens, dhsa } from "./dhsa.js";
 import { hip, searchLeaves } from "./hip.js";
 import { moba } from "./moba.js";
@@ -486,6 +487,27 @@ describe("dhsa", () => {
       if (i > 0) expect(gap - chosen[i - 1]).toBeGreaterThanOrEqual(8);
     }
     expect(chooseBoundaries(flat, { threshold: 30, apart: 1, most: 3 })).toHaveLength(3);
+  });
+
+  it("cuts keys into chunks that cover them once, the same for later rows", () => {
+    const keys = normals(12)(100 * 8);
+    const view = {
+      length: () => 100,
+      keys: () => keys,
+      values: () => keys,
+      positions: () => Int32Array.from(range(0, 100)),
+    };
+    const cutting = { queries: 16, chunk: 5, side: 2, apart: 3, most: 4, threshold: 0.2 };
+    for (const boundaries of ["cosine", "fixed"] as const) {
+      const starts = (last: number) => chunkStarts(view, { ...cutting, boundaries }, last, { kvHeads: 1, headDim: 8 });
+      const all = starts(100);
+      expect(all[0]).toBe(0);
+      expect(all).toEqual([...new Set(all)].sort((a, b) => a - b));
+      const lengths = all.map((start, i) => (all[i + 1] ?? 100) - start);
+      expect(lengths.reduce((a, b) => a + b, 0)).toBe(100);
+      expect(new Set(lengths).size).toBeGreaterThan(1);
+      expect(starts(48)).toEqual(all.filter((start) => start < 48));
+    }
   });
 
   it("reads exactly its budget: newest, first, then the tokens of the best chunks", () => {
