@@ -52,6 +52,9 @@ export const starAttention = method({
   budget: null,
   trials: [{ parameters: { block: 16, query: 10 } }, { parameters: { block: 24, anchor: 4, query: 3, shards: 3 } }],
   status: "experimental",
+  measured:
+    "not yet measured on nano. stories260K, a story of 370 tokens in blocks of 32: 1.33 nats a token in full, 1.54 with the " +
+    "anchor, 1.53 without; that it must be there is not reproduced on a model without sinks",
   parameters,
   hooks: ["select"],
   create: (params) => ({ rowBlock: ROWS, select: (step) => starParts(step, params) }),
