@@ -1,6 +1,6 @@
 /**
- * npm start: installs and builds what is missing, then shows Fovea at work on the model in models/tiny: the text that it
- * writes, what its attention read, and speed and cache of full attention beside a sparse method.
+ * npm start: installs and builds what is missing, then lets the embedded model answer a question about a document, and shows
+ * the lines that its attention rested on, and full attention beside a sparse method.
  */
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
@@ -8,8 +8,13 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const QUESTION = process.argv[2] ?? "The keeper of the north light is";
-const SPARSE = "streaming-llm(sinks=4,window=128)";
+const DOCUMENT = "examples/logbook.txt";
+const SPARSE = "snapkv(capacity=256)";
+/** The questions that are asked where none is given: `npm start -- "Who ...?"` asks another. */
+const QUESTIONS =
+  process.argv.length > 2
+    ? process.argv.slice(2)
+    : ["What did Marta Ostrow paint?", "What is the price of the spare anchor?"];
 
 const [major] = process.versions.node.split(".").map(Number);
 if (major < 20) {
@@ -50,63 +55,55 @@ function npm(...args) {
 async function main() {
   const [
     { load },
-    { terminalMap, mostRead },
-    { mapReducer },
+    { ask },
+    { parseHeadList },
+    { evidenceLines },
     { colorDepth },
-    { formatBytes, formatNumber, table, visible },
+    { formatBytes, formatNumber, table },
   ] = await Promise.all(
-    ["index.js", "cli/heatmap.js", "cli/map-reducer.js", "cli/io.js", "cli/format.js"].map(
-      (file) => import(`../dist/${file}`),
-    ),
+    [
+      ...["index.js", "context/index.js", "attention/index.js", "cli/commands/ask.js", "cli/io.js"],
+      "cli/format.js",
+    ].map((file) => import(`../dist/${file}`)),
   );
-  const report = readFileSync(join(root, "examples", "harbour.txt"), "utf8");
+  const document = { name: DOCUMENT, text: readFileSync(join(root, DOCUMENT), "utf8") };
   const color = colorDepth(process.stdout.isTTY === true, process.env);
   const bold = (text) => (color ? `\x1b[1m${text}\x1b[0m` : text);
-  const model = await load(join(root, "models", "tiny"));
+  const model = await load("nano");
   try {
     const { parameters, shape } = model.info;
-    console.log(`models/tiny: ${parameters} parameters, ${shape.layers} layers, ${shape.heads} heads. Its weights are`);
-    console.log("not trained but written by scripts/make-tiny.ts: it copies what followed the same words before.\n");
-
-    const text = `${report}\n${QUESTION}`;
-    const prompt = model.prompt(text);
-    const measured = [];
-    for (const method of ["full", SPARSE]) {
-      const attached = model.with(method);
-      const { text: answer, finish } = await attached.generate(prompt, { maxTokens: 24, stop: ["."] }).result;
-      if (method === "full") {
-        console.log(`After ${prompt.ids.length} tokens, examples/harbour.txt and one line more, it writes:\n`);
-        console.log(`  ${QUESTION}${bold(answer)}${finish === "stop" ? "." : ""}\n`);
+    const list = join(root, "models", "nano", "methods", "retrieval.json");
+    const heads = existsSync(list) ? parseHeadList(readFileSync(list, "utf8"), shape, list) : undefined;
+    console.log(`nano (${(parameters / 1e6).toFixed(1)}M parameters) reads ${DOCUMENT}:\n`);
+    const rows = [];
+    for (const question of QUESTIONS)
+      for (const method of ["full", SPARSE]) {
+        const options = { question, documents: [document], heads, attention: method };
+        const answer = await ask(model, options);
+        if (method === "full") {
+          console.log(`  ${question} ${bold(answer.text || "(no answer)")}\n`);
+          for (const line of evidenceLines(answer, false)) console.log(`  ${line}`);
+          console.log("");
+        }
+        rows.push([
+          method,
+          answer.text || "(none)",
+          `${formatNumber(answer.tokens_read)} of ${answer.depth}`,
+          `${Math.round((100 * answer.tokens_read) / answer.depth)}%`,
+          formatNumber(await speed(model.with(method), document.text)),
+          formatBytes(answer.cache_bytes),
+        ]);
       }
-      // Speed over more tokens than an answer has.
-      const { timings, cache_bytes } = await attached.generate(prompt, { maxTokens: 64, ignoreEos: true }).result;
-      measured.push([
-        method,
-        answer.trim() || "(none)",
-        formatNumber(timings.prefill_tps),
-        formatNumber(timings.decode_tps),
-        formatBytes(cache_bytes),
-      ]);
-    }
-
-    const layer = shape.layers - 1;
-    const head = shape.heads - 1;
-    const last = prompt.ids.length - 1;
-    const tokens = prompt.ids.map((id) => model.tokenizer.piece(id));
-    const rows = [Math.max(0, last - 5), last + 1];
-    const { map } = await model.observe(prompt, { map: mapReducer({ layer, head, rows, cells: 1024 }) });
-    console.log(`What the last words read (layer ${layer}, head ${head}; the text runs from left to right):\n`);
-    console.log(terminalMap(map, { tokens, width: Math.min(process.stdout.columns || 80, 120), color }));
-    for (const { index, weight } of mostRead(map.last, 1)) {
-      const around = tokens.slice(Math.max(0, index - 6), index).join("");
-      const read = visible(`${around}[${tokens[index]}]`);
-      console.log(
-        `"${visible(tokens[last])}" gives ${(weight * 100).toFixed(1)}% of its attention to token ${index}: ...${read}\n`,
-      );
-    }
-    console.log(table(["attention", "answer", "tokens read/s", "written/s", "cache"], measured, [2, 3, 4]));
-    console.log(`${SPARSE} keeps 4 + 128 tokens: the cache is smaller, and what lies further back is gone.`);
+    console.log(
+      table(["attention", "answer", "tokens read", "share of the cache", "ms/token", "cache"], rows, [2, 3, 4, 5]),
+    );
   } finally {
     await model.close();
   }
+}
+
+/** Milliseconds of a token behind a text, over more tokens than an answer has. */
+async function speed(model, text) {
+  const { timings } = await model.generate(text, { maxTokens: 64, ignoreEos: true }).result;
+  return 1000 / timings.decode_tps;
 }

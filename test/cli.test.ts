@@ -40,7 +40,11 @@ interface Options {
 
 function fovea(args: readonly string[], { input, env, onOut }: Options = {}): Promise<Ended> {
   return new Promise((resolve, reject) => {
-    const options: SpawnOptions = { cwd: root, env: { ...process.env, ...env }, stdio: "pipe" };
+    const options: SpawnOptions = {
+      cwd: root,
+      env: { ...process.env, FOVEA_MODEL: "tiny", ...env },
+      stdio: "pipe",
+    };
     const child = spawn(process.execPath, [main, ...args], options);
     let [out, err] = ["", ""];
     child.stdout?.setEncoding("utf8").on("data", (chunk: string) => {

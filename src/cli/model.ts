@@ -10,7 +10,7 @@ import { type ProgressLine, progressLine } from "./progress.js";
 export const modelOption = {
   model: text("a folder, a .gguf or .safetensors file, or hf:owner/name", "model", {
     short: "m",
-    fallbackText: "the embedded model",
+    fallbackText: "$FOVEA_MODEL, else nano",
   }),
 };
 
@@ -35,10 +35,11 @@ export const promptOptions = {
 
 export const jsonOption = { json: flag("print JSON") };
 
-/** The model that -m names; without -m the first embedded one that is there. */
+/** The model that -m names; without -m the one that $FOVEA_MODEL names, or the first embedded one that is there. */
 export function modelName(given: string | undefined): string {
   if (given !== undefined && given.trim() === "") throw new UsageError("-m names no model");
-  const found = given ?? EMBEDDED.find((name) => existsSync(embeddedUrl(name)));
+  const named = given ?? (process.env.FOVEA_MODEL || undefined);
+  const found = named ?? EMBEDDED.find((name) => existsSync(embeddedUrl(name)));
   if (found !== undefined) return found;
   throw new FoveaError("not-found", "no model was named and this installation has no embedded one", {
     hint: "name one with -m: a folder, a .gguf file or hf:owner/name",

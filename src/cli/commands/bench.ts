@@ -29,7 +29,7 @@ const { attention: _, model: _model, config: _config, ...base } = loadOptions;
 const options = {
   model: text("models, separated by commas: folders, files, hf:owner/name", "models", {
     short: "m",
-    fallbackText: "the embedded model",
+    fallbackText: "$FOVEA_MODEL, else nano",
   }),
   methods: methodList("methods, separated by commas; $ stands where a budget goes if the method is not to choose", [
     "full",
