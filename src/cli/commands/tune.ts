@@ -186,6 +186,11 @@ function describe(tuned: Tuned, files: readonly string[]): string {
           `It keeps ${(100 * best.kept).toFixed(1)}% of the ${said} (${best.cases} questions), is ${formatNumber(best.speedup)} times as fast`,
           `a token and holds a cache of 1/${formatNumber(best.shrink)} of full attention's (${formatBytes(best.cache_bytes)}).`,
         ].join("\n");
+  const weak =
+    judged_by === "agreement"
+      ? `\nFull attention answers ${(100 * full.accuracy).toFixed(0)}% of the questions, too few to judge by: this compares replies only.`
+      : "";
+  const missing = tuned.skipped.map(({ method, reason }) => `\ncould not run ${method}: ${reason}`).join("");
   const short = stopped ? "\nThe time ended the search; the same command with more --minutes goes on." : "";
-  return `${table(heads, rows, [1, 2, 3, 4, 5, 6])}\n${advice}${short}\n\nwrote ${files.join(", ")}\n`;
+  return `${table(heads, rows, [1, 2, 3, 4, 5, 6])}\n${advice}${weak}${short}${missing}\n\nwrote ${files.join(", ")}\n`;
 }

@@ -77,9 +77,14 @@ export interface Tuned {
   readonly tried: readonly Tried[];
   /** The best setting that holds over `cases` questions; undefined where none does. */
   readonly best: Tried | undefined;
-  /** The time ended the search. */
+  /** Methods that could not run, and why. */
+  readonly skipped: readonly { readonly method: string; readonly reason: string }[];
+  /** The time, or a method that failed, ended the search. */
   readonly stopped: boolean;
 }
+
+/** Methods that are measured together before the time is looked at. */
+const GROUP = 4;
 
 /** Full attention right in less than this share of the questions: then its replies are compared instead. */
 const KNOWS = 0.3;
@@ -106,7 +111,7 @@ export async function tune(options: TuneOptions): Promise<Tuned> {
   const families = (options.methods ?? CANDIDATES).map((method) => new Family(method, length));
   const end = now() + time;
   const records: BenchRecord[] = [...(options.known ?? [])];
-  const failed = new Set<string>();
+  const failed = new Map<string, string>();
   const measure = async (methods: readonly string[], count: number) => {
     const { skipped } = await runBench({
       ...{ models: [options.model], methods, lengths: [length], tasks: options.tasks, filler: options.texts },
@@ -118,7 +123,7 @@ export async function tune(options: TuneOptions): Promise<Tuned> {
         await options.onRecord?.(record);
       },
     });
-    for (const { method } of skipped) failed.add(method);
+    for (const { method, reason } of skipped) failed.set(method, reason);
   };
   const judge = () => new Judge(records, length, { goal, keep, allow });
 
@@ -127,11 +132,15 @@ export async function tune(options: TuneOptions): Promise<Tuned> {
     checkAbort(signal);
     const open = families.flatMap((family) => family.next() ?? []);
     if (open.length === 0 || now() > end) break;
-    for (const method of open) {
-      if (now() > end) break;
-      await measure([method], screen);
-      const found = judge().of(method);
-      for (const family of families) family.note(method, failed.has(method) || !found ? "failed" : found.near);
+    // full attention answers once more for each group, to be compared with
+    for (let i = 0; i < open.length && now() <= end; i += GROUP) {
+      const group = open.slice(i, i + GROUP);
+      await measure(group, screen);
+      const judged = judge();
+      for (const method of group) {
+        const found = judged.of(method);
+        for (const family of families) family.note(method, failed.has(method) || !found ? "failed" : found.near);
+      }
     }
   }
   // more questions for the best, half as many again in each round, until one has them all
@@ -142,9 +151,10 @@ export async function tune(options: TuneOptions): Promise<Tuned> {
     if (leader === undefined || leader.cases >= cases * options.tasks.length) break;
     count = Math.min(cases, Math.ceil((leader.cases / options.tasks.length) * 2));
     await measure([leader.method], count);
-    stopped = now() > end;
+    stopped = now() > end || failed.has(leader.method);
   }
-  return { ...judge().result(cases * options.tasks.length), stopped };
+  const skipped = [...failed].map(([method, reason]) => ({ method, reason }));
+  return { ...judge().result(cases * options.tasks.length), skipped, stopped };
 }
 
 interface Judged extends Tried {
@@ -218,7 +228,7 @@ class Judge {
       .sort((a, b) => better(b) - better(a));
   }
 
-  result(cases: number): Omit<Tuned, "stopped"> {
+  result(cases: number): Omit<Tuned, "stopped" | "skipped"> {
     const { goal, keep } = this.want;
     const ranked = this.ranked();
     return {
