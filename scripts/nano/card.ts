@@ -290,7 +290,7 @@ function write(): void {
     "generates (docs/documents.md) and on prose written for Fovea (data/filler), by `npm run nano:train`, on two processor cores.",
     ...(last
       ? [
-          `Training: ${last.step} steps, ${(Number(last.tokens) / 1e6).toFixed(1)}M tokens, loss ${Number(last.loss).toFixed(3)} at the end (answers count ten times).`,
+          `Training: ${last.step} steps, ${(Number(last.tokens) / 1e6).toFixed(1)}M tokens, loss ${Number(last.loss).toFixed(3)} at the end (an answer counts ten times in the first stages, forty times in the later ones).`,
         ]
       : []),
     "",

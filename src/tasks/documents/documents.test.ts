@@ -233,8 +233,8 @@ describe("documents with known answers", () => {
   });
 
   it("asks for the slots that it is given", () => {
+    // an event that has no time is asked for something else
     for (const slots of [["who", "what"], ["value"], ["when"]] as const)
-      // an event that has no time is asked for something else
       for (const seed of SEEDS.slice(0, 10))
         for (const { slot } of made("single", seed, { slots }).questions)
           expect(slots[0] === "when" ? "when who what where whom which howMany".split(" ") : slots).toContain(slot);
