@@ -48,6 +48,15 @@ const REPORTED = ["counting", "comparison"] as const;
 /** Matching is to be learnt, not vocabulary: words, verbs and properties are made up in much of what is trained on. */
 const MADE_UP = { pseudo: 0.4, coined: 0.5 } as const;
 
+/** Facts, most of them without filler. */
+const ANY_WORDS: readonly Sort[] = [
+  { weight: 4, kind: "single", bare: true, ...MADE_UP },
+  { weight: 2, kind: "single", ...MADE_UP },
+  { weight: 1, kind: "latest", bare: true, ...MADE_UP },
+  { weight: 0.5, kind: "not-stated", bare: true, ...MADE_UP },
+  { weight: 1.5, kind: "two-hop", bare: true, ...MADE_UP },
+];
+
 /** What nano is to know in the end. */
 const EVERY_KIND: readonly Sort[] = [
   { weight: 0.5, kind: LISTS },
@@ -100,14 +109,7 @@ export const STAGES: readonly Stage[] = [
   {
     name: "any words",
     ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 850 },
-    sorts: [
-      { weight: 0.5, kind: "pairs" },
-      { weight: 4, kind: "single", bare: true, ...MADE_UP },
-      { weight: 2, kind: "single", ...MADE_UP },
-      { weight: 1, kind: "latest", bare: true, ...MADE_UP },
-      { weight: 0.5, kind: "not-stated", bare: true, ...MADE_UP },
-      { weight: 1.5, kind: "two-hop", bare: true, ...MADE_UP },
-    ],
+    sorts: [{ weight: 0.5, kind: "pairs" }, ...ANY_WORDS],
   },
   {
     // "Ada Moreau painted the shed. Who painted the shed?": what is asked for stands before what it is found by
@@ -139,14 +141,7 @@ export const STAGES: readonly Stage[] = [
   {
     name: "either order",
     ...{ lengths: [256, 256, 512], size: 4096, answer: 40, gaps: 1, until: 0.85, atMost: 650 },
-    sorts: [
-      { weight: 1, kind: LISTS },
-      { weight: 4, kind: "single", bare: true, ...MADE_UP },
-      { weight: 2, kind: "single", ...MADE_UP },
-      { weight: 1, kind: "latest", bare: true, ...MADE_UP },
-      { weight: 0.5, kind: "not-stated", bare: true, ...MADE_UP },
-      { weight: 1.5, kind: "two-hop", bare: true, ...MADE_UP },
-    ],
+    sorts: [{ weight: 1, kind: LISTS }, ...ANY_WORDS],
   },
   {
     // what stands before its key alone, until it is found
