@@ -148,7 +148,7 @@ describe.skipIf(!existsSync(main))("fovea tune", () => {
   });
 
   it("recommends nothing where nothing saves and keeps", async () => {
-    const found = await fovea(args("--goal", "memory", "--methods", "full"));
+    const found = await fovea(args("--goal", "memory", "--methods", "full", "-o", join(folder, "nothing")));
     expect([found.code, found.err]).toEqual([0, ""]);
     expect((JSON.parse(found.out) as Tuned).best).toBeUndefined();
   });
