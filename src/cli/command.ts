@@ -47,11 +47,11 @@ export function command<const O extends OptionTable>(definition: Definition<O>):
     async run(args, io) {
       const given = parseOptions(args, made.options, definition.name);
       const { positionals } = given;
-      const values = await withConfig(given, made.options);
-      if (values.help) {
+      if (given.values.help) {
         io.out(commandHelp(made));
         return 0;
       }
+      const values = await withConfig(given, made.options);
       checkPositionals(positionals, definition.positionals ?? [], definition.name);
       return (await definition.run(values as OptionValues<O>, positionals, io)) ?? 0;
     },

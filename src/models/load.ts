@@ -55,8 +55,8 @@ export interface OpenOptions {
 
 /**
  * Opens a checkpoint.
- * @param name "nano", the model that comes with the package; a folder with config.json, *.safetensors and tokenizer.json (or with one .gguf file); a `.gguf` file; a
- *   `.safetensors` file beside its config.json; `hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name:file.gguf`,
+ * @param name "nano", the model that comes with the package; a folder with config.json, *.safetensors and tokenizer.json (or
+ *   with one .gguf file); a `.gguf` file; a `.safetensors` file beside its config.json; `hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name:file.gguf`,
  *   which is downloaded once; or the URL of a .gguf file or of a folder (a blob: URL ends in "#.gguf")
  * @example
  * const checkpoint = await openCheckpoint("hf:Qwen/Qwen2.5-0.5B-Instruct");

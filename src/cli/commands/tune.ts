@@ -154,11 +154,11 @@ function front({ full, tried, length }: Tuned): string {
       .sort((a, b) => a[0] - b[0]);
   return svgPlot(
     [
+      { name: "full attention", points: [point(full)] },
       { name: "keep, best", points: of((one) => one.front) },
       ...tried
         .filter((one) => !one.front)
         .map((one) => ({ name: `${one.holds ? "keeps" : "loses"}: ${one.method}`, points: [point(one)] })),
-      { name: "full attention", points: [point(full)] },
     ].slice(0, 18),
     { title: `What keeps the answers at ${length} tokens`, x: "cache, MB", y: "milliseconds a token", dots: true },
   );

@@ -2,7 +2,6 @@ import type { Model } from "../../engine/api.js";
 import { checkAbort, FoveaError } from "../../error.js";
 import type { BenchRecord } from "../bench/record.js";
 import { type BenchProgress, runBench } from "../bench/run.js";
-import { type BenchRow, summarise } from "../bench/summary.js";
 import type { Filler } from "../documents/index.js";
 import type { Task } from "../task.js";
 import { Family } from "./family.js";
@@ -38,7 +37,9 @@ export interface TuneOptions {
   readonly screen?: number;
   /** Questions for each task that a recommendation rests on. Default 100. */
   readonly cases?: number;
+  /** The clock, in milliseconds. Default Date.now. */
   readonly now?: () => number;
+  /** Records of an earlier search: their cases are not run again. */
   readonly known?: readonly BenchRecord[];
   readonly signal?: AbortSignal;
   readonly onRecord?: (record: BenchRecord) => void | Promise<void>;
@@ -48,15 +49,20 @@ export interface TuneOptions {
 /** One setting with what was measured. */
 export interface Tried {
   readonly method: string;
+  /** Questions it answered. */
   readonly cases: number;
+  /** From 0 to 1. */
   readonly accuracy: number;
   /** Accuracy as a share of full attention's on the same cases, or replies that are full attention's own. */
   readonly kept: number;
+  /** Divergence of full attention's distribution to this one at the answer's first token, in nats. */
   readonly kl: number;
   readonly ms_per_token: number;
   readonly prefill_s: number;
+  /** Bytes of the cache at the answer's first token, and its most while the text was read. */
   readonly cache_bytes: number;
   readonly peak_bytes: number;
+  /** Per layer and query head, for one row. */
   readonly tokens_read: number;
   /** How often faster than full attention a token is, and how often smaller the cache. */
   readonly speedup: number;
@@ -93,6 +99,9 @@ const KNOWS = 0.3;
  * Searches the setting that reaches a goal and keeps quality, on the user's own text with needles in it. Each method is
  * tried at shares of the text by halving: less after a share that keeps, more after one that does not; the best are then
  * put more questions until one has answered `cases` of each task.
+ *
+ * @throws FoveaError `bad-input` for a share or a factor out of range and for method strings that `resolve` refuses;
+ *   `aborted`; what the model throws. A method that cannot run is no error: it stands in `skipped`
  */
 export async function tune(options: TuneOptions): Promise<Tuned> {
   const {
@@ -193,8 +202,8 @@ class Judge {
 
   #measured(method: string, own: readonly BenchRecord[], full: ReadonlyMap<string, BenchRecord>): Judged {
     const dense = own.flatMap((r) => full.get(caseOf(r)) ?? []);
-    const row = totals(summarise(own));
-    const base = totals(summarise(dense));
+    const row = totals(own);
+    const base = totals(dense);
     const [right, rightFull] = [sum(own.map((r) => r.correct)), sum(dense.map((r) => r.correct))];
     const same = sum(own.map((r) => (r.reply === full.get(caseOf(r))?.reply ? 1 : 0)));
     const [got, of] = this.#by === "accuracy" ? [right, rightFull] : [same, own.length];
@@ -247,10 +256,10 @@ function dominates(a: Tried, b: Tried): boolean {
   return noWorse && (a.ms_per_token < b.ms_per_token || a.cache_bytes < b.cache_bytes);
 }
 
-/** Means of the rows of several tasks. */
-function totals(rows: readonly BenchRow[]) {
+/** What a token and the cache take, as means over the records. */
+function totals(records: readonly BenchRecord[]) {
   const of = (name: "kl" | "ms_per_token" | "prefill_s" | "cache_bytes" | "peak_bytes" | "tokens_read") =>
-    mean(rows.flatMap((row) => row[name] ?? []));
+    mean(records.flatMap((record) => record[name] ?? []));
   return {
     kl: of("kl"),
     ms_per_token: of("ms_per_token"),
