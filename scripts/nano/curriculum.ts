@@ -57,6 +57,15 @@ const ANY_WORDS: readonly Sort[] = [
   { weight: 1.5, kind: "two-hop", bare: true, ...MADE_UP },
 ];
 
+/** "Ada Moreau painted the shed. Who painted the shed?" */
+const ACTIVE_WHO: Omit<Sort, "weight"> = {
+  ...{ kind: "single", bare: true, slots: ["who"], forms: ["active"], renderers: ["prose"], ...MADE_UP },
+};
+/** "The shed was painted by Ada Moreau. What did Ada Moreau paint?" */
+const PASSIVE_WHAT: Omit<Sort, "weight"> = {
+  ...{ kind: "single", bare: true, slots: ["what"], forms: ["passive"], renderers: ["prose"], ...MADE_UP },
+};
+
 /** What nano is to know in the end. */
 const EVERY_KIND: readonly Sort[] = [
   { weight: 0.5, kind: LISTS },
@@ -148,14 +157,8 @@ export const STAGES: readonly Stage[] = [
     name: "who did it",
     ...{ lengths: [128, 128, 256], size: 4096, answer: 40, gaps: 0, until: 0.88, atMost: 900 },
     sorts: [
-      {
-        ...{ weight: 4, kind: "single", facts: 3, questions: 2, tokens: 85, bare: true },
-        ...{ slots: ["who"], forms: ["active"], renderers: ["prose"], ...MADE_UP },
-      },
-      {
-        ...{ weight: 2, kind: "single", facts: 3, questions: 2, tokens: 85, bare: true },
-        ...{ slots: ["what"], forms: ["passive"], renderers: ["prose"], ...MADE_UP },
-      },
+      { weight: 4, facts: 3, questions: 2, tokens: 85, ...ACTIVE_WHO },
+      { weight: 2, facts: 3, questions: 2, tokens: 85, ...PASSIVE_WHAT },
       { weight: 2, kind: "reversed", facts: 3, questions: 3, tokens: 80 },
       { weight: 2, kind: "single", facts: 6, questions: 4, tokens: 190, bare: true, ...MADE_UP },
       { weight: 1, kind: "single", bare: true, ...MADE_UP },
@@ -168,6 +171,33 @@ export const STAGES: readonly Stage[] = [
   },
   {
     name: "long",
+    ...{ lengths: [512, 1024, 2048], size: 4096, answer: 40, gaps: 2, until: 2, atMost: 500 },
+    sorts: EVERY_KIND,
+  },
+  // the second leg, from the weights of the first
+  {
+    // what stands before its key, of more and more facts, beside everything else
+    name: "who again",
+    ...{ lengths: [128, 256, 256, 512], size: 4096, answer: 40, gaps: 0, until: 0.9, atMost: 880 },
+    sorts: [
+      { weight: 2.5, facts: 3, questions: 2, tokens: 85, ...ACTIVE_WHO },
+      { weight: 3, facts: 6, questions: 4, tokens: 190, ...ACTIVE_WHO },
+      { weight: 1, facts: 4, questions: 3, tokens: 130, ...PASSIVE_WHAT },
+      { weight: 1, kind: "reversed", facts: 3, questions: 3, tokens: 80 },
+      { weight: 1.5, kind: "reversed", facts: 6, questions: 6, tokens: 150 },
+      { weight: 2, kind: "single", bare: true, ...MADE_UP },
+      { weight: 1.5, kind: "single", ...MADE_UP },
+      { weight: 1.5, kind: ["latest", "two-hop"], bare: true, ...MADE_UP },
+      { weight: 0.5, kind: "not-stated", bare: true, ...MADE_UP },
+    ],
+  },
+  {
+    name: "kinds again",
+    ...{ lengths: [256, 512, 512, 1024], size: 4096, answer: 40, gaps: 2, until: 0.9, atMost: 350 },
+    sorts: EVERY_KIND,
+  },
+  {
+    name: "long again",
     ...{ lengths: [512, 1024, 2048], size: 4096, answer: 40, gaps: 2, until: 2, atMost: 100_000 },
     sorts: EVERY_KIND,
   },

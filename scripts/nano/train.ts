@@ -3,11 +3,12 @@
  *
  *   npm run build && npm run nano:train                            until it is stopped
  *   npm run nano:train -- --steps 8000 --decay 1000                to its end: the rate falls to 0 over the last 1000
+ *   npm run nano:train -- --from models/nano --stage "who again"   another leg: from finished weights, at that stage
  *   fovea convert -m out/nano-run/step-0008000 -o models/nano --type f16
  */
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { createTokenizer, type Tokenizer } from "fovea/models";
+import { createTokenizer, openCheckpoint, type Tokenizer } from "fovea/models";
 import { CHAT_TEMPLATE, generateDocument, KINDS, loadFiller, SPECIAL_TOKEN_LIST, trainingText } from "fovea/tasks";
 import {
   type Batch,
@@ -15,6 +16,7 @@ import {
   type DataSource,
   decoder,
   type Evaluator,
+  fineTune,
   type Metric,
   muon,
   train,
@@ -25,6 +27,8 @@ import { Draw, documentOf, POSITIONS, STAGES, type Stage, stageData } from "./cu
 const { values } = parseArgs({
   options: {
     folder: { type: "string", default: "out/nano-run" },
+    from: { type: "string" },
+    stage: { type: "string" },
     layers: { type: "string", default: "5" },
     width: { type: "string", default: "256" },
     heads: { type: "string", default: "8" },
@@ -37,8 +41,10 @@ const { values } = parseArgs({
     threads: { type: "string", default: "2" },
   },
 });
-const { folder } = values;
+const { folder, from } = values;
 mkdirSync(folder, { recursive: true });
+const first = values.stage === undefined ? 0 : STAGES.findIndex((stage) => stage.name === values.stage);
+if (first < 0) throw new Error(`no stage "${values.stage}": one of ${STAGES.map((stage) => stage.name).join(", ")}`);
 const filler = await loadFiller("data/filler");
 
 /** Tokenizers beside nano's own for training, each without a part of its merges. */
@@ -48,6 +54,12 @@ const DROPPED = 0.2;
 /** The tokenizer, of texts as they are trained on, and others with the same ids. */
 function tokenizers(): [Tokenizer, ...Tokenizer[]] {
   const file = `${folder}/tokenizer.json`;
+  if (from !== undefined && !existsSync(file)) {
+    const [tokenizer, config] = ["tokenizer", "tokenizer_config"].map((name) =>
+      readFileSync(`${from}/${name}.json`, "utf8"),
+    );
+    writeFileSync(file, `{"tokenizer":${tokenizer},"config":${config}}`);
+  }
   if (!existsSync(file)) {
     const kinds = KINDS.filter((kind) => kind !== "rewriting");
     const texts = Array.from(
@@ -75,20 +87,23 @@ function tokenizers(): [Tokenizer, ...Tokenizer[]] {
 
 const pieces = tokenizers();
 const [words] = pieces;
-const model = decoder({
-  name: "nano",
-  layers: Number(values.layers),
-  width: Number(values.width),
-  heads: Number(values.heads),
-  kvHeads: Number(values["kv-heads"]),
-  mlp: Number(values.mlp),
-  positions: POSITIONS,
-  rotaryBase: 500_000,
-  tokenizer: words,
-  chatTemplate: CHAT_TEMPLATE,
-  spread: Number(values.spread),
-  seed: 1,
-});
+const model =
+  from !== undefined
+    ? fineTune(await openCheckpoint(from))
+    : decoder({
+        name: "nano",
+        layers: Number(values.layers),
+        width: Number(values.width),
+        heads: Number(values.heads),
+        kvHeads: Number(values["kv-heads"]),
+        mlp: Number(values.mlp),
+        positions: POSITIONS,
+        rotaryBase: 500_000,
+        tokenizer: words,
+        chatTemplate: CHAT_TEMPLATE,
+        spread: Number(values.spread),
+        seed: 1,
+      });
 
 /**
  * The step at which each stage began; written down, so that a run that goes on knows what it was doing. Steps behind the
@@ -96,7 +111,9 @@ const model = decoder({
  */
 const journal = `${folder}/stages.json`;
 const [newest] = (await checkpoints(folder)).slice(-1);
-const written: number[] = existsSync(journal) ? JSON.parse(readFileSync(journal, "utf8")) : [0];
+const written: number[] = existsSync(journal)
+  ? JSON.parse(readFileSync(journal, "utf8"))
+  : Array<number>(first + 1).fill(0);
 const starts = written.filter((step) => step <= (newest?.step ?? 0));
 const stageAt = (step: number): number => starts.findLastIndex((from) => from <= step);
 const sources = STAGES.map((stage) => stageData(stage, pieces, filler));

@@ -4,8 +4,8 @@ import { contains, recall } from "./metrics.js";
 import { type CaseOptions, caseTokens, fillerOf, type Task, type TaskCase } from "./task.js";
 
 const NEW_TOKENS = 24;
-/** Questions put to one document: a compressed document serves several. */
-const QUESTIONS = 4;
+/** Questions put to one document: a compressed document serves several, and a long one has room for more. */
+const questionsOf = (length: number) => (length < 2048 ? 4 : 8);
 
 interface DocumentKind {
   readonly name: string;
@@ -73,6 +73,7 @@ export const documentTasks: readonly Task[] = KINDS.map((kind) => ({
 function makeDocument(kind: DocumentKind, options: CaseOptions): TaskCase {
   const { length, promptTokens, split = "held-out" } = options;
   const bare = promptTokens("", "");
+  const questions = questionsOf(length);
   const count = byLines((text) => promptTokens(text, "") - bare);
   const make = (size: number): TaskCase =>
     toCase(
@@ -84,9 +85,9 @@ function makeDocument(kind: DocumentKind, options: CaseOptions): TaskCase {
         kind: kind.kind,
         split,
         filler: isList(kind.kind) ? [] : fillerOf(options),
-        questions: QUESTIONS,
+        questions,
         ...(kind.renderers && { renderers: kind.renderers }),
-        ...(kind.density && { facts: Math.max(QUESTIONS + 2, Math.floor((kind.density * length) / 100)) }),
+        ...(kind.density && { facts: Math.max(questions + 2, Math.floor((kind.density * length) / 100)) }),
       }),
     );
   // what the questions take, and what a layout leaves empty, is known once they are made

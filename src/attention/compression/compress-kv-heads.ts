@@ -1,13 +1,12 @@
 import { z } from "zod";
-import type { Model } from "../../engine/api.js";
 import type { KeysStep, ModelShape } from "../../engine/hooks.js";
-import { aborted, FoveaError } from "../../error.js";
+import { FoveaError } from "../../error.js";
 import { oncePerModel } from "../files.js";
 import { method } from "../method.js";
-import { type MethodTensors, readMethodTensors, tensorOf } from "../method-tensors.js";
-import { addOuter, firstColumns, mirror, projectOnto, symmetricEigen } from "./symmetric.js";
+import { readMethodTensors, tensorOf } from "../method-tensors.js";
+import { projectOnto } from "./symmetric.js";
 
-const NAME = "compress-kv-heads";
+export const NAME = "compress-kv-heads";
 
 const parameters = z.object({
   merge: z.int().min(1).default(2).describe("neighbouring KV heads that become one of the same width (t)"),
@@ -71,13 +70,9 @@ export const compressKvHeads = method({
 
 /** Bases of each layer; none at merge 1. */
 function basesOf({ merge, basis }: z.output<typeof parameters>, model: ModelShape): (LayerBases | undefined)[] {
-  const { layers, kvHeads, headDim } = model;
+  const { layers, headDim } = model;
   if (merge === 1) return [];
-  const groups = kvHeads / merge;
-  if (!Number.isInteger(groups))
-    throw new FoveaError("unsupported", `${NAME}: ${kvHeads} KV heads cannot be merged ${merge} by ${merge}`, {
-      hint: "`merge` must divide the number of KV heads",
-    });
+  const groups = groupsOf(merge, model);
   const size = merge * headDim * headDim;
   if (basis === undefined) {
     const mean = Array.from({ length: groups }, () => meanBasis(merge, headDim));
@@ -89,6 +84,15 @@ function basesOf({ merge, basis }: z.output<typeof parameters>, model: ModelShap
     return Array.from({ length: groups }, (_, g) => data.subarray(g * size, (g + 1) * size));
   };
   return Array.from({ length: layers }, (_, l) => ({ keys: split(`keys.${l}`), values: split(`values.${l}`) }));
+}
+
+/** How many heads are left. Throws unsupported where `merge` does not divide their number. */
+export function groupsOf(merge: number, { kvHeads }: Pick<ModelShape, "kvHeads">): number {
+  const groups = kvHeads / merge;
+  if (Number.isInteger(groups)) return groups;
+  throw new FoveaError("unsupported", `${NAME}: ${kvHeads} KV heads cannot be merged ${merge} by ${merge}`, {
+    hint: "`merge` must divide the number of KV heads",
+  });
 }
 
 /** The basis [t * D, D] that averages heads: I / sqrt(t) for each of them. */
@@ -107,69 +111,4 @@ function mergeHeads({ k, v, rows, model }: KeysStep, { keys, values }: LayerBase
       projectOnto(k.subarray(at, at + width), keys[g], headDim);
       projectOnto(v.subarray(at, at + width), values[g], headDim);
     }
-}
-
-/** Bases, and the share of each group's energy that they hold. */
-export interface KvHeadBases {
-  readonly file: MethodTensors;
-  /** [L, groups] of keys and of values: sums of the kept eigenvalues over all. */
-  readonly kept: { readonly keys: Float32Array; readonly values: Float32Array };
-}
-
-/**
- * Principal directions of groups of KV heads on calibration texts (uncentred, keys after rotation): use texts as long as
- * those that will be read, since a basis of near positions fails at far ones.
- *
- * @example
- * const { file } = await kvHeadBases(model, texts, { merge: 2, madeBy: "node calibrate.mjs" });
- * await writeFile("bases.safetensors", await encodeMethodTensors(file));
- *
- * @throws FoveaError `unsupported` for a model in a worker (load it with `worker: false`) or a number that does not divide
- */
-export async function kvHeadBases(
-  model: Model,
-  texts: readonly (string | readonly number[])[],
-  options: { readonly merge: number; readonly madeBy: string; readonly signal?: AbortSignal },
-): Promise<KvHeadBases> {
-  const { merge, madeBy, signal } = options;
-  const { shape } = model.info;
-  basesOf({ merge }, shape);
-  const groups = shape.kvHeads / merge;
-  const width = merge * shape.headDim;
-  const zeros = () => Array.from({ length: shape.layers * groups }, () => new Float64Array(width * width));
-  const sums = { keys: zeros(), values: zeros() };
-  const watched = model.with(watchCaches(sums, groups, width));
-  for (const text of texts) {
-    if (signal?.aborted) throw aborted(signal);
-    await watched.logits(text, { signal });
-  }
-  const tensors = new Map<string, { shape: number[]; data: Float32Array }>();
-  const kept = { keys: new Float32Array(shape.layers * groups), values: new Float32Array(shape.layers * groups) };
-  for (const name of ["keys", "values"] as const)
-    for (let l = 0; l < shape.layers; l++) {
-      const data = new Float32Array(groups * width * shape.headDim);
-      for (let g = 0; g < groups; g++) {
-        const { values, vectors } = symmetricEigen(mirror(sums[name][l * groups + g]));
-        data.set(firstColumns(vectors, shape.headDim), g * width * shape.headDim);
-        const share = values.subarray(0, shape.headDim).reduce((a, b) => a + b, 0);
-        kept[name][l * groups + g] = share / values.reduce((a, b) => a + b, 0);
-      }
-      tensors.set(`${name}.${l}`, { shape: [groups, width, shape.headDim], data });
-    }
-  return { file: { model: shape.hash, method: NAME, madeBy, tensors }, kept };
-}
-
-/** Adds up the products of each group's keys and values, and changes nothing. */
-function watchCaches(sums: Record<"keys" | "values", Float64Array[]>, groups: number, width: number) {
-  return method({
-    name: "watch-caches",
-    keys({ layer, rows, k, v }) {
-      for (let t = 0; t < rows; t++)
-        for (let g = 0; g < groups; g++) {
-          const at = (t * groups + g) * width;
-          addOuter(sums.keys[layer * groups + g], k.subarray(at, at + width));
-          addOuter(sums.values[layer * groups + g], v.subarray(at, at + width));
-        }
-    },
-  })();
 }

@@ -15,9 +15,11 @@ import { encodeMethodTensors, parseMethodTensors } from "../method-tensors.js";
 import { PlainLayer } from "../plain.js";
 import { selfExtend } from "../positions/self-extend.js";
 import { maxDifference, normals, randomRows } from "../testing.js";
-import { compressKvHeads, kvHeadBases, meanBasis } from "./compress-kv-heads.js";
-import { choosePairs, mha2mla, partialPlan } from "./mha2mla.js";
+import { compressKvHeads, meanBasis } from "./compress-kv-heads.js";
+import { kvHeadBases } from "./kv-head-bases.js";
+import { mha2mla } from "./mha2mla.js";
 import { gram, largestPairs, latentBases, rankingScores } from "./mha2mla-calibration.js";
+import { choosePairs, partialPlan } from "./rotary-pairs.js";
 import { addOuter, firstColumns, mirror, projectOnto, symmetricEigen } from "./symmetric.js";
 
 const STORIES = new URL("../../../../shared/checkpoints/stories260K", import.meta.url).pathname;

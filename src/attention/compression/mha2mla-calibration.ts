@@ -4,7 +4,8 @@ import { toFloats } from "../../graph/index.js";
 import type { Checkpoint, ModelConfig } from "../../models/index.js";
 import { method } from "../method.js";
 import type { MethodTensors } from "../method-tensors.js";
-import { choosePairs, NAME, pairsKept } from "./mha2mla.js";
+import { NAME } from "./mha2mla.js";
+import { choosePairs, pairsKept } from "./rotary-pairs.js";
 import { addOuter, firstColumns, mirror, symmetricEigen } from "./symmetric.js";
 
 /** Options of `latentBases`. */

@@ -5,7 +5,8 @@ import { full } from "../full.js";
 import { method } from "../method.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
-import { h2o, keptByScore } from "./h2o.js";
+import { h2o } from "./h2o.js";
+import { keptByScore } from "./heavy-hitters.js";
 import { pool, snapEntries, snapkv, windowScores } from "./snapkv.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };

@@ -4,13 +4,8 @@ import { rotate } from "../../engine/rotary.js";
 import { full } from "../full.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
-import {
-  averageRotation,
-  expectedAttention,
-  expectedLogits,
-  futureQueries,
-  type QueryMoments,
-} from "./expected-attention.js";
+import { expectedAttention } from "./expected-attention.js";
+import { averageRotation, expectedLogits, futureQueries, type QueryMoments } from "./future-queries.js";
 import { snapkv } from "./snapkv.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };

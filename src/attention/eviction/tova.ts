@@ -3,7 +3,7 @@ import type { RetainStep } from "../../engine/hooks.js";
 import { budget, budgetTokens } from "../budget.js";
 import { method } from "../method.js";
 import { endsTurn, turnStart } from "../turn.js";
-import { keptByScore } from "./h2o.js";
+import { keptByScore } from "./heavy-hitters.js";
 
 const parameters = z.object({
   capacity: budget().default(2048).describe("tokens that stay, the newest included; or their share of the prompt"),

@@ -7,7 +7,8 @@ import { largest } from "../budget.js";
 import { full } from "../full.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, randomRows, sliceRows } from "../testing.js";
-import { keptMass, sparq, sparqParts, sparseQueries, type ValueMeans, withMean } from "./sparq.js";
+import { keptMass, sparq, sparqParts, sparseQueries } from "./sparq.js";
+import { type ValueMeans, withMean } from "./value-means.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const { heads, kvHeads, headDim } = SHAPE;

@@ -7,7 +7,8 @@ import { largest } from "../budget.js";
 import { full } from "../full.js";
 import { PlainLayer, type PlainRows } from "../plain.js";
 import { maxDifference, normals, randomRows, sliceRows } from "../testing.js";
-import { softVote, tokenselect } from "./tokenselect.js";
+import { softVote } from "./soft-vote.js";
+import { tokenselect } from "./tokenselect.js";
 
 const SHAPE = { heads: 4, kvHeads: 2, headDim: 8 };
 const { heads, kvHeads, headDim } = SHAPE;
