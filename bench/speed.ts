@@ -39,12 +39,13 @@ function node(...args: string[]): string {
   return stdout;
 }
 
-function describe({ date, cpu, threads, node: version, rows, ratios, attach_ms }: SpeedReport): string {
+function describe({ date, cpu, threads, node: version, decode_tokens, rows, ratios, attach_ms }: SpeedReport): string {
   const attach = Object.entries(attach_ms).map(([method, ms]) => `\`${method}\` ${ms.toFixed(1)} ms`);
   return [
     `${date.slice(0, 10)}, ${cpu}, ${threads} threads, Node ${version.slice(1)}, commit ${commit}. Llama shape of 135M`,
     "parameters (30 layers, width 576, 9 query and 3 key-value heads), random Q8_0 weights, the same file in both engines,",
-    `one process, engines in turns. Medians; smallest and largest run in brackets; depths from ${DEEP} on run once.`,
+    `one process, engines in turns after a warm-up, ${decode_tokens} tokens generated in a run. Medians; smallest and largest run in`,
+    `brackets; depths from ${DEEP} on run once.`,
     "",
     markdown(
       ["depth", "engine", "attention", "prefill, tokens/s", "decode, tokens/s", "cache, MB"],

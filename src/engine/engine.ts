@@ -86,6 +86,9 @@ export class Engine {
         input: Float32Array;
         heads: Float32Array;
         x: [Float32Array, Float32Array];
+        /** Per segment without stops its run on these arrays; that of the last one, with the logits that it writes. */
+        runs: (() => Promise<void>)[];
+        last?: { readonly logits: Float32Array; readonly run: () => Promise<void> };
       }
     | undefined;
 
@@ -564,6 +567,7 @@ export class Engine {
         input: new Float32Array(this.#own ? rows * width : 0),
         heads: new Float32Array(rows * wide),
         x: [new Float32Array(rows * width), new Float32Array(rows * width)],
+        runs: [],
       };
     const { q, k, v } = buffers;
     let [x, next] = buffers.x;
@@ -585,14 +589,19 @@ export class Engine {
     const onStop = (stop: Stop, data: Float32Array) =>
       edit((c) => hooksOf(c, stop), TAP_HOOKS[stop.tap], stop.layer, data);
     for (let layer = 0; layer < layers; layer++) {
-      await this.#segment(
-        layer,
-        this.#stops(layer, composed),
-        rows,
-        { residual: x, heads: buffers.heads },
-        { residual: next, q, k, v, ...(this.#own && { attn_in: buffers.input }) },
-        onStop,
-      );
+      const stops = this.#stops(layer, composed);
+      const from = { residual: x, heads: buffers.heads };
+      if (stops.length === 0) {
+        // the same arrays at every step
+        buffers.runs[layer] ??= await this.#bind(layer, rows, from, {
+          ...{ residual: next, q, k, v },
+          ...(this.#own && { attn_in: buffers.input }),
+        });
+        await buffers.runs[layer]();
+      } else {
+        const into = { residual: next, q, k, v, ...(this.#own && { attn_in: buffers.input }) };
+        await this.#segment(layer, stops, rows, from, into, onStop);
+      }
       if (layer > 0) [x, next] = [next, x];
       for (let i = 0; i < rows; i++) {
         const { sequence } = items[i];
@@ -621,14 +630,14 @@ export class Engine {
     // one sequence's logits go straight into its own array
     for (const { sequence } of items) sequence.logits ??= new Float32Array(vocab);
     const logits = rows === 1 ? (items[0].sequence.logits as Float32Array) : new Float32Array(rows * vocab);
-    await this.#segment(
-      layers,
-      this.#stops(layers, composed),
-      rows,
-      { residual: x, heads: buffers.heads },
-      { logits },
-      onStop,
-    );
+    const stops = this.#stops(layers, composed);
+    const from = { residual: x, heads: buffers.heads };
+    if (stops.length > 0) await this.#segment(layers, stops, rows, from, { logits }, onStop);
+    else {
+      if (buffers.last?.logits !== logits)
+        buffers.last = { logits, run: await this.#bind(layers, rows, from, { logits }) };
+      await buffers.last.run();
+    }
     return items.map(({ sequence, id }, i) => {
       sequence.ids.push(id);
       const own = sequence.logits as Float32Array;
@@ -683,6 +692,28 @@ export class Engine {
         onStop(stop, known[`${stop.tap}.${stop.layer}`].data);
       }
     }
+  }
+
+  /** The run of a segment without stops on the same arrays, again and again. */
+  async #bind(
+    index: number,
+    rows: number,
+    from: { residual: Float32Array; heads: Float32Array },
+    into: Record<string, Float32Array>,
+  ): Promise<() => Promise<void>> {
+    const [{ segment, inputs, outputs, tails }] = await this.#segments.get(index);
+    const { width, heads, headDim } = this.config;
+    const dims = (name: string) => (name.startsWith("heads.") ? [rows, heads, headDim] : [rows, width]);
+    const data = (name: string) => (name.startsWith("heads.") ? from.heads : from.residual);
+    return segment.bind(
+      Object.fromEntries(inputs.map((name) => [name, { data: data(name), dims: dims(name) }])),
+      Object.fromEntries(
+        outputs.map((name, i) => [
+          name,
+          { data: into[name === `residual.${index}` ? "residual" : name], dims: [rows, ...tails[i]] },
+        ]),
+      ),
+    );
   }
 
   /** Where the hooks of any of these methods need segment `index` cut. */

@@ -18,7 +18,11 @@ const options = {
   depths: integers("lengths of the text in the cache, e.g. 512,8k", "n,n,...", { min: 1, fallbackText: "512,2048" }),
   methods: methodList("methods to measure, separated by commas", ["full"]),
   runs: integer("runs per figure (medians are printed); depths of 16k and more run once", { min: 1, fallback: 5 }),
-  decodeTokens: integer("tokens generated in a run", { min: 1, fallback: 32 }),
+  decodeTokens: integer("tokens generated in a run", { min: 1, fallback: 128 }),
+  warmUp: integer("tokens that every setting reads, and generates behind, before anything is measured", {
+    min: 0,
+    fallback: 1024,
+  }),
   against: choice("measure this engine on the same weights, in turns with ours", ["llama.cpp"]),
   llamaBatches: integers("batch sizes of llama.cpp to try", "n,n", { min: 1, fallbackText: "512,2048" }),
   ...jsonOption,
@@ -31,6 +35,8 @@ export interface SpeedReport {
   readonly cpu: string;
   readonly threads: number;
   readonly node: string;
+  /** Tokens generated in a run. */
+  readonly decode_tokens: number;
   readonly rows: readonly Row[];
   readonly ratios: readonly Ratio[];
   /** Milliseconds that attaching each method took. */
@@ -91,6 +97,7 @@ async function measureFile(
       depths: values.depths ?? [512, 2048],
       runs: values.runs,
       decodeTokens: values.decodeTokens,
+      warmUp: Math.min(values.warmUp, Math.max(...(values.depths ?? [512, 2048]))),
       vocab,
       signal: io.signal,
       onStep: (text) => progress.note(text),
@@ -101,6 +108,7 @@ async function measureFile(
       cpu: cpus()[0]?.model.trim() ?? "unknown",
       threads: values.threads,
       node: process.version,
+      decode_tokens: values.decodeTokens,
       rows,
       ratios: ratios(rows, Q8_0_SHARE),
       attach_ms: Object.fromEntries(ours.map(({ method, attachMs }) => [method, Number(attachMs.toFixed(3))])),

@@ -63,6 +63,14 @@ describe("measureAll", () => {
     expect(rows[2]).toMatchObject({ method: "a", depth: DEEP, runs: 1 });
   });
 
+  it("runs every setting once before it measures, where that is asked for", async () => {
+    const turns: string[] = [];
+    const settings = [fake("a", [100, 2], turns), fake("b", [100, 5], turns)];
+    const rows = await measureAll(settings, { ...plan, depths: [8], runs: 1, warmUp: 3 });
+    expect(turns).toEqual(["a@4", "b@4", "a@9", "b@9"]);
+    expect(rows.map((one) => one.prefill_tps)).toEqual([2, 5]);
+  });
+
   it("stops between runs when it is aborted", async () => {
     const abort = new AbortController();
     const turns: string[] = [];

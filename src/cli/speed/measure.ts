@@ -49,6 +49,8 @@ export interface Plan {
   readonly depths: readonly number[];
   readonly runs: number;
   readonly decodeTokens: number;
+  /** Tokens of a text that every setting reads, and generates behind, before anything is measured. Default 0: none. */
+  readonly warmUp?: number;
   readonly vocab: number;
   readonly signal: AbortSignal;
   onStep?(text: string): void;
@@ -63,15 +65,21 @@ export const DEEP = 16384;
  */
 export async function measureAll(settings: readonly Setting[], plan: Plan): Promise<Row[]> {
   const rows: Row[] = [];
+  const { warmUp = 0, decodeTokens, signal } = plan;
+  for (const setting of warmUp > 0 ? settings : []) {
+    signal.throwIfAborted();
+    plan.onStep?.(`warm-up: ${setting.engine} ${setting.method}`);
+    await setting.measure(randomIds(warmUp + 1, plan.vocab), decodeTokens, signal);
+  }
   for (const depth of plan.depths) {
     const ids = randomIds(depth + 1, plan.vocab);
     const runs = depth >= DEEP ? 1 : plan.runs;
     const results = settings.map((): Measurement[] => []);
     for (let run = 0; run < runs; run++) {
       for (const [i, setting] of settings.entries()) {
-        plan.signal.throwIfAborted();
+        signal.throwIfAborted();
         plan.onStep?.(`depth ${depth}, run ${run + 1} of ${runs}: ${setting.engine} ${setting.method}`);
-        results[i].push(await setting.measure(ids, plan.decodeTokens, plan.signal));
+        results[i].push(await setting.measure(ids, decodeTokens, signal));
       }
     }
     rows.push(...settings.map((setting, i) => toRow(setting, depth, results[i])));
