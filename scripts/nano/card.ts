@@ -2,9 +2,10 @@
  * Measures nano and writes its card, models/nano/README.md, and the lists of heads that were found for it,
  * models/nano/methods/:
  *
- *   npm run build && npm run nano:card -- [--model models/nano] [--share 1] [--run out/nano-run]
+ *   npm run build && npm run nano:card -- [--model models/nano] [--share 1] [--leg out/nano-run]
  *
- * Every figure of the card is printed by this script. `--share 0.1` measures a tenth of the documents.
+ * Every figure of the card is printed by this script. `--share 0.1` measures a tenth of the documents. `--leg` names the run
+ * of training that the model came out of, once: what it says is kept in models/nano/training.json.
  */
 import { existsSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
@@ -25,7 +26,7 @@ import { type Asked, askAll, askOne, pick, Report, rightShare, share, writeAtomi
 const { values } = parseArgs({
   options: {
     model: { type: "string", default: "models/nano" },
-    run: { type: "string", default: "out/nano-run" },
+    leg: { type: "string" },
     share: { type: "string", default: "1" },
     data: { type: "string", default: "../shared/data" },
   },
@@ -183,22 +184,33 @@ async function heads(): Promise<HeadName[]> {
   return ranked.slice(0, keep);
 }
 
-/** Retrieval without some heads. */
+/** Retrieval without its best heads, more and more of them, beside as many others. */
 async function knockOuts(retrieval: readonly HeadName[]): Promise<void> {
   const rest = allHeads(shape).filter((h) => !retrieval.some((r) => r.layer === h.layer && r.head === h.head));
-  print("## Without some heads", "", "Single needles at 512 tokens with the outputs of heads set to zero.", "");
-  print("| heads | right |", "| --- | --- |");
-  const trial = async (label: string, heads: readonly HeadName[]): Promise<void> => {
+  const trial = async (heads: readonly HeadName[]): Promise<Asked[]> => {
     const own = heads.length === 0 ? model : model.with(knockOut({ heads: [...heads] }));
-    print(`| ${label} | ${rightShare(await askAll(own, { ...base("single", 512), documents: documents(50) }))} |`);
+    return askAll(own, { ...base("single", 512), documents: documents(50) });
   };
-  const names = (heads: readonly HeadName[]): string => heads.map(({ layer, head }) => `${layer}.${head}`).join(" ");
-  await trial("all there", []);
-  await trial(`without the retrieval heads (${names(retrieval)})`, retrieval);
-  await trial(`without the best of them (${names(retrieval.slice(0, 1))})`, retrieval.slice(0, 1));
-  for (let i = 0; i < 3; i++) {
-    const random = pick(rest, retrieval.length, i);
-    await trial(`without as many others at random (${names(random)})`, random);
+  const draws = 3;
+  print(
+    "## Without some heads",
+    "",
+    "Single needles at 512 tokens with the outputs of heads set to zero: those with the best retrieval scores",
+    `(${retrieval.map(({ layer, head }) => `${layer}.${head}`).join(", ")}), and as many of the other ${rest.length}, drawn ${draws} times (all draws together; each).`,
+    "",
+    "| heads | without the best | without others |",
+    "| --- | --- | --- |",
+    `| 0 | ${rightShare(await trial([]))} | |`,
+  );
+  const sizes = [1, 2, 3, 5, 7, retrieval.length].filter((n, i, all) => n <= retrieval.length && all.indexOf(n) === i);
+  for (const size of sizes) {
+    const best = await trial(retrieval.slice(0, size));
+    const others: Asked[][] = [];
+    for (let i = 0; i < draws; i++) others.push(await trial(pick(rest, size, i)));
+    const each = others.map((one) => (100 * one.filter(({ right }) => right).length) / one.length);
+    print(
+      `| ${size} | ${rightShare(best)} | ${rightShare(others.flat())}; ${each.map((x) => x.toFixed(0)).join(", ")} |`,
+    );
   }
   print("");
 }
@@ -276,11 +288,31 @@ function lines(file: string): Record<string, unknown>[] {
     .map((line) => JSON.parse(line));
 }
 
+/** One run of training: what its last line of metrics says. */
+interface Leg {
+  readonly steps: number;
+  readonly tokens: number;
+  readonly loss: number;
+}
+
+/** The runs that made the model, kept beside it; the one of `--leg` becomes the last of them. */
+function legs(): readonly Leg[] {
+  const file = `${values.model}/training.json`;
+  const before: readonly Leg[] = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : [];
+  if (values.leg === undefined) return before;
+  const last = lines(`${values.leg}/metrics.jsonl`).findLast(({ loss }) => loss !== undefined);
+  if (!last) throw new Error(`${values.leg}/metrics.jsonl tells of no step`);
+  const all = [...before, { steps: Number(last.step), tokens: Number(last.tokens), loss: Number(last.loss) }];
+  writeAtomic(file, `${JSON.stringify(all, null, 1)}\n`);
+  return all;
+}
+
 /** The card: how nano was made, then what was measured. */
 function write(): void {
-  const state = `${values.run}/metrics.jsonl`;
-  const metrics = existsSync(state) ? lines(state) : [];
-  const last = metrics.at(-1);
+  const runs = legs().map(
+    ({ steps, tokens, loss }) =>
+      `${steps} steps, ${(tokens / 1e6).toFixed(1)}M tokens, loss ${loss.toFixed(3)} at the end`,
+  );
   const bytes = readFileSync(`${values.model}/model.safetensors`).length;
   const head = [
     "# nano",
@@ -288,9 +320,9 @@ function write(): void {
     `A Llama of ${(model.info.parameters / 1e6).toFixed(2)}M parameters (${shape.layers} layers, width ${shape.width}, ${shape.heads} query and ${shape.kvHeads} key-value heads of ${shape.headDim}, vocabulary`,
     `${shape.vocab}, ${(bytes / 1e6).toFixed(1)} MB in float16) that finds facts in documents. It was trained from nothing on documents that Fovea`,
     "generates (docs/documents.md) and on prose written for Fovea (data/filler), by `npm run nano:train`, on two processor cores.",
-    ...(last
+    ...(runs.length > 0
       ? [
-          `Training: ${last.step} steps, ${(Number(last.tokens) / 1e6).toFixed(1)}M tokens, loss ${Number(last.loss).toFixed(3)} at the end (an answer counts ten times in the first stages, forty times in the later ones).`,
+          `Training: ${runs.join("; then ")} (an answer counts ten times in the first stages, forty times in the later ones).`,
         ]
       : []),
     "",

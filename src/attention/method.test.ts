@@ -106,6 +106,14 @@ describe("a method of one's own", () => {
     expect(step.state).toEqual({ steps: 4 });
   });
 
+  it("is not asked for a prompt's rows where its card says that only decoded ones change", () => {
+    const rows = { prefill: false, lastPromptRow: false, decode: true };
+    const select = () => [{}];
+    expect(method({ name: "own-decoding", rows, select })().hooks.selectsDecoding).toBe(true);
+    expect(method({ name: "own-everywhere", select })().hooks.selectsDecoding).toBeUndefined();
+    expect(method({ name: "own-eviction", rows, retain: () => {} })().hooks.selectsDecoding).toBeUndefined();
+  });
+
   it("is refused with a name or parameter that a method string cannot hold", () => {
     expect(() => method({ name: "My method" })).toThrow(/words of a-z/);
     expect(() => method({ name: "x", parameters: z.object({ layers: z.int() }) })).toThrow(/cannot be called "layers"/);

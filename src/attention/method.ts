@@ -105,7 +105,7 @@ export interface ScopeInput {
 
 type HookFunctions<State> = Omit<
   Hooks<State>,
-  "layers" | "replacesPattern" | "beyondContext" | "rowBlock" | "denseLayers" | "streams"
+  "layers" | "replacesPattern" | "beyondContext" | "rowBlock" | "denseLayers" | "selectsDecoding" | "streams"
 >;
 type WithParameters<F, P> = F extends (...args: infer A) => infer R ? (...args: [...A, params: P]) => R : never;
 /** The hooks of a definition: those of the engine with the method's parameters as one more argument. */
@@ -249,10 +249,16 @@ export function method<S extends z.ZodObject = typeof NO_PARAMETERS, State = unk
       "create" in definition ? (definition.create(params, scope) as Hooks) : bindHooks(definition, inline, params);
     const limited = scope.heads ? limitToHeads(made, scope.heads) : made;
     const { check } = definition;
+    const { prefill, lastPromptRow, decode } = card.rows;
+    const selectsDecoding = made.select !== undefined && decode && !prefill && !lastPromptRow;
     const attached: AttachedMethod = {
       name,
       spec: printMethods([{ name, params: specValues(card, keys, params, scope) }]),
-      hooks: { ...withLayers(limited, scope), ...(definition.beyondContext?.(params) ? { beyondContext: true } : {}) },
+      hooks: {
+        ...withLayers(limited, scope),
+        ...(definition.beyondContext?.(params) ? { beyondContext: true } : {}),
+        ...(selectsDecoding && { selectsDecoding }),
+      },
       ...(scope.layers || scope.heads ? { scope } : {}),
       ...(check ? { check: (model: ModelShape) => check(model, params) } : {}),
     };

@@ -215,7 +215,7 @@ export class AttentionRunner {
       // nobody asks for this layer's outputs
     } else if (own) await own.attend(layer, shape, source.view, { q, x, positions, from }, sequence.memory, out);
     else if (mechanism) await this.#mechanisms.run(mechanism, shape, source.view, { q, positions, from }, out);
-    else if (prompt && from === 0 && !hooks.reads && !near) await this.#fused.run(shape, q, k, v, rows, out);
+    else if (prompt && from === 0 && !hooks.promptReads && !near) await this.#fused.run(shape, q, k, v, rows, out);
     else
       await this.#blocksOf(
         hooks,

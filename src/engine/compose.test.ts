@@ -61,6 +61,11 @@ describe("composition of methods", () => {
     expect([observe.attention, observe.reads, observe.everyRow]).toEqual([true, true, true]);
     const retain = compose([attached("a", { retain: nothing })], MODEL).layer(0);
     expect([retain.attention, retain.reads, retain.everyRow]).toEqual([true, false, false]);
+    const decoding = attached("a", { select: () => [], selectsDecoding: true });
+    const alone = compose([decoding], MODEL).layer(0);
+    expect([alone.reads, alone.promptReads]).toEqual([true, false]);
+    expect(compose([decoding, attached("b", { select: () => [] })], MODEL).layer(0).promptReads).toBe(true);
+    expect(compose([decoding, attached("b", { bias: () => undefined })], MODEL).layer(0).promptReads).toBe(true);
     const mlp = compose([attached("a", { mlp: nothing })], MODEL).layer(0);
     expect([mlp.attention, mlp.mlp.length]).toEqual([false, 1]);
   });

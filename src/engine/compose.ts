@@ -30,6 +30,8 @@ export interface LayerHooks {
   readonly attention: boolean;
   /** Any hook that decides or looks at what is read (select, bias, scores, pattern, observe). */
   readonly reads: boolean;
+  /** The same for the rows of a prompt: without selections that only decoded rows have. */
+  readonly promptReads: boolean;
   /** Rows that steps of several rows begin at multiples of: what the layer's `rowBlock`s ask for. */
   readonly rowBlock: number;
   /** Selections list keys by blocks of rows and nothing looks at rows of logits: many rows may be selected for at once. */
@@ -133,8 +135,10 @@ export function compose(methods: readonly AttachedMethod[], model: ModelShape): 
       );
     checkOwnMechanism(model, [...reading, ...at("mechanism"), ...inLayer("position", layer)], [...keys, ...retain]);
     const reads = reading.length > 0;
+    const promptReads = reading.length > select.length || select.some(({ hooks }) => !hooks.selectsDecoding);
     return {
       ...{ position, mechanism, activations, keys, retain, select, bias, scores, pattern, observe, heads, reads },
+      promptReads,
       attnOut: at("attnOut"),
       mlp: at("mlp"),
       mlpOut: at("mlpOut"),
@@ -173,6 +177,7 @@ function checkOwnMechanism({ mechanism }: ModelShape, ofRows: readonly MethodHoo
 const NOTHING: LayerHooks = {
   attention: false,
   reads: false,
+  promptReads: false,
   rowBlock: 1,
   byBlocks: false,
   everyRow: false,

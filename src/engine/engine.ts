@@ -483,7 +483,8 @@ export class Engine {
       const last = layer === layers - 1;
       const all =
         !last || options.wanted === "all" || here.everyRow || here.heads.length > 0 || tailHooks(composed, layers);
-      const from = all ? 0 : options.wanted === "none" && !here.reads ? rows : blockStart(rows - 1, here.rowBlock);
+      const reads = phase === "prompt" ? here.promptReads : here.reads;
+      const from = all ? 0 : options.wanted === "none" && !reads ? rows : blockStart(rows - 1, here.rowBlock);
       const input: LayerRows = { phase, rows, positions, firstRow: offset, totalRows: total, q, k, v, x: normed };
       await this.#turns.take(() => this.#attention.run(layer, sequence, input, out, from));
       options.onProgress?.({ stage: "prompt", done: Math.round(offset + (rows * (layer + 1)) / layers), total });

@@ -388,6 +388,11 @@ export interface Hooks<State = unknown> {
    * multiples of it, also where the prompt is cut into pieces. 1 for a method that lists keys row by row.
    */
   readonly rowBlock?: number;
+  /**
+   * `select` leaves nothing out but for decoded rows. Without other hooks on what is read a prompt then runs as one fused
+   * operator, and `select` is not asked.
+   */
+  readonly selectsDecoding?: boolean;
   /** Runs every sequence several times side by side; only one method can. */
   readonly streams?: Streams;
   /** True when `pattern` writes weights of its own instead of editing those it is given: one such method a layer. */
