@@ -42,6 +42,7 @@ const { rows, skipped } = JSON.parse(stdout) as { rows: BenchRow[]; skipped: Ski
 const percent = (x: number | null) => (x === null ? "" : (100 * x).toFixed(1));
 const cells = (row: BenchRow) => [
   `\`${row.method}\``,
+  String(row.cases),
   row.budget === null ? "" : `1/${Math.round(1 / row.budget)}${row.budget_met ? "" : " missed"}`,
   percent(row.read_share),
   row.tokens_scored.toFixed(0),
@@ -57,6 +58,7 @@ const cells = (row: BenchRow) => [
 ];
 const head = [
   "method",
+  "cases",
   "budget",
   "read %",
   "to choose",
@@ -79,7 +81,7 @@ for (const row of rows) {
 }
 const parts = [...groups].map(([title, own]) => {
   const [first] = own;
-  const about = `${first.model}, ${first.precision} weights, ${first.cache_type} cache, ${first.threads} threads, ${first.cases} cases, ${first.seeds} seeds, commit ${first.commit}`;
+  const about = `${first.model}, ${first.precision} weights, ${first.cache_type} cache, ${first.threads} threads, ${first.seeds} seeds, commit ${first.commit}`;
   return [
     `**${title}** (${about})`,
     "",

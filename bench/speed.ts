@@ -5,7 +5,7 @@
  *   npm run bench:speed -- --depths 512,2k    some depths; other options of `fovea bench speed` work too
  */
 import { execFileSync, spawnSync } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { fileURLToPath } from "node:url";
 import type { SpeedReport } from "../src/cli/commands/bench-speed.js";
@@ -25,8 +25,14 @@ const report = JSON.parse(
 ) as SpeedReport;
 const commit = execFileSync("git", ["rev-parse", "--short", "HEAD"], { cwd: root, encoding: "utf8" }).trim();
 
-await writeSection("speed", describe(report));
+await writeSection(hasAvx512() ? "speed" : "speed-avx2", describe(report));
 console.log(describe(report));
+
+/** Whether the processor has AVX-512, which both engines have kernels for; true where the machine does not say. */
+function hasAvx512(): boolean {
+  const file = "/proc/cpuinfo";
+  return !existsSync(file) || /\bavx512f\b/.test(readFileSync(file, "utf8"));
+}
 
 function node(...args: string[]): string {
   const { status, stdout } = spawnSync(process.execPath, args, {
@@ -42,7 +48,7 @@ function node(...args: string[]): string {
 function describe({ date, cpu, threads, node: version, decode_tokens, rows, ratios, attach_ms }: SpeedReport): string {
   const attach = Object.entries(attach_ms).map(([method, ms]) => `\`${method}\` ${ms.toFixed(1)} ms`);
   return [
-    `${date.slice(0, 10)}, ${cpu}, ${threads} threads, Node ${version.slice(1)}, commit ${commit}. Llama shape of 135M`,
+    `${date.slice(0, 10)}, ${cpu}${hasAvx512() ? "" : " without AVX-512"}, ${threads} threads, Node ${version.slice(1)}, commit ${commit}. Llama shape of 135M`,
     "parameters (30 layers, width 576, 9 query and 3 key-value heads), random Q8_0 weights, the same file in both engines,",
     `one process, engines in turns after a warm-up, ${decode_tokens} tokens generated in a run. Medians; smallest and largest run in`,
     `brackets; depths from ${DEEP} on run once.`,

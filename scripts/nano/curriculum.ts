@@ -174,7 +174,8 @@ export const STAGES: readonly Stage[] = [
     ...{ lengths: [512, 1024, 2048], size: 4096, answer: 40, gaps: 2, until: 2, atMost: 500 },
     sorts: EVERY_KIND,
   },
-  // the second leg, from the weights of the first
+  // A second leg, from the weights of the first (--from models/nano --stage "who again"). nano came out of the first alone:
+  // 1540 steps of the second, 6.3M tokens, made nothing better.
   {
     // what stands before its key, of more and more facts, beside everything else
     name: "who again",

@@ -103,7 +103,7 @@ export async function runBench(options: BenchOptions): Promise<BenchResult> {
     const about = await aboutModel(model, options);
     for (const length of lengths)
       for (const mode of modes) {
-        const bench = new LengthBench(model, about, { ...options, length, mode }, { known, keep, progress });
+        const bench = new LengthBench(model, about, { ...options, length, mode }, { known, records, keep, progress });
         skipped.push(...(await bench.run(settings)));
       }
   }
@@ -164,6 +164,7 @@ export async function knowsNothing(model: Model, filler: readonly Filler[], sign
 
 interface Shared {
   readonly known: ReadonlySet<string>;
+  readonly records: readonly BenchRecord[];
   keep(record: BenchRecord): Promise<void>;
   readonly progress: Counter;
 }
@@ -256,7 +257,11 @@ class LengthBench {
     return prepared.prompts.every((_, i) => this.#shared.known.has(this.#key(setting, prepared, i)));
   }
 
-  #key({ method, budget }: Setting, { task, seed, firstCase }: Prepared, question: number): string {
+  #key(
+    { method, budget }: Pick<Setting, "method" | "budget">,
+    { task, seed, firstCase }: Pick<Prepared, "task" | "seed" | "firstCase">,
+    question: number,
+  ): string {
     const { length, mode } = this.#options;
     return recordKey({
       ...this.#about,
@@ -280,6 +285,8 @@ class LengthBench {
       const spec = setting.method;
       return { ...setting, spec: spec === "full" ? "full" : canonical(spec), kind: null, met: true };
     }
+    const before = this.#solvedBefore(setting, task);
+    if (before) return { ...setting, ...before };
     this.#shared.progress.note(`solving ${setting.method} for ${budget}`);
     const [prompt] = this.#prepare(task, 1, 0, 0, 1).prompts;
     const attempt = async (at: Budgeted) => {
@@ -296,6 +303,13 @@ class LengthBench {
       if (other.solved.measured < solved.measured) ({ at, solved } = other);
     }
     return { ...setting, spec: canonical(at.at(solved.value)), kind: at.kind, met: solved.met };
+  }
+
+  /** What an earlier run found for the same budget on the same task. */
+  #solvedBefore({ method, budget }: Setting, task: Task): Pick<Ready, "spec" | "kind" | "met"> | undefined {
+    const wanted = this.#key({ method, budget }, { task, seed: 1, firstCase: 0 }, 0);
+    const found = this.#shared.records.find((record) => recordKey(record) === wanted);
+    return found && { spec: found.spec, kind: found.budget_of, met: found.budget_met };
   }
 
   /** Measures and records what of a case is not known yet. Gives full attention's measurements, for comparison. */
