@@ -13,7 +13,8 @@ import { writeSection } from "./document.js";
 
 // attnrank is left out: it orders passages by a retriever's scores, and these tasks have none
 const METHODS = [
-  "quest,tidaldecode,lessismore,tokenselect,sparq,magicpig,qada,longheads,hip,moba,lserve,duoattention",
+  "quest,tidaldecode,lessismore,tokenselect,sparq,magicpig,qada,longheads,hip,moba",
+  "lserve(heads=models/nano/methods/retrieval.json),duoattention(heads=models/nano/methods/retrieval.json)",
   "h2o,snapkv,tova,ada-kv,expected-attention,compresskv,gemfilter",
   "dhsa,sale,star-attention,chai,shared-attention,compress-kv-heads,mha2mla",
 ].join();

@@ -40,6 +40,8 @@ export const adaKv = method({
     { parameters: { capacity: 1 / 4, window: 8, safeguard: 0, pool: "max" } },
   ],
   status: "experimental",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter kept 6.3% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer",
   parameters,
   async retain(step: RetainStep, params) {
     if (step.when !== "after" || !inPrompt(step) || !endsTurn(step)) return;

@@ -52,7 +52,9 @@ export const hip = method<typeof parameters, State>({
     { parameters: { tokens: 8, queries: 16, sinks: 2, window: 6, denseLayers: 0, refresh: 4 } },
     { parameters: { tokens: 8, queries: 8, leaf: 1, stride: 1, sample: "first", sinks: 0, window: 4, denseLayers: 1 } },
   ],
-  status: "experimental",
+  status: "not reproduced on nano",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter of the keys read 6.3% right (full attention 37.5%, random pages 0)",
   parameters,
   hooks: ["select"],
   create(params) {

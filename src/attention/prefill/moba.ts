@@ -51,7 +51,9 @@ export const moba = method<typeof parameters, State>({
     { parameters: { block: 8, top: 2, denseLayers: 0 } },
     { parameters: { block: 8, top: 3, denseLayers: 1, decode: "sparse" }, uniform: true },
   ],
-  status: "experimental",
+  status: "not reproduced on nano",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter of the keys read 3.1% right (full attention 37.5%, random pages 0); the paper trains with it",
   parameters,
   hooks: ["select"],
   create: (params) => ({

@@ -48,7 +48,9 @@ export const longheads = method({
     { parameters: { chunk: 8, length: 40, begin: 48 }, uniform: true },
     { parameters: { chunk: 6, length: 24, begin: 0 }, uniform: true },
   ],
-  status: "experimental",
+  status: "not reproduced on nano",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter of the keys read 12.5% right (full attention 37.5%, random pages 0)",
   parameters,
   beyondContext: ({ begin, length }) => begin <= length,
   check(model, { chunk, length }) {

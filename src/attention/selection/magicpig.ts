@@ -50,7 +50,9 @@ export const magicpig = method({
     { parameters: { bits: 4, tables: 20, window: 16, batch: 8, denseLayers: [0] } },
     { parameters: { bits: 2, tables: 6, sinks: 0, window: 8, batch: 20, denseLayers: 0, seed: 7 } },
   ],
-  status: "experimental",
+  status: "holds",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 37.5% right (full attention 37.5%, random pages 0)",
   parameters,
   hooks: ["select"],
   create(params): Hooks<State> {

@@ -62,7 +62,9 @@ export const quest = method({
     { parameters: { tokens: 48, denseLayers: 1 } },
     { parameters: { share: 1 / 3, denseLayers: 0, group: "sum", refresh: 3 } },
   ],
-  status: "experimental",
+  status: "holds",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 43.8% right (full attention 37.5%, random pages 0)",
   parameters,
   state: (): State => new Map(),
   select: (step, params) => questParts(step, params),

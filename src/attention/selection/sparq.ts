@@ -45,9 +45,10 @@ export const sparq = method({
     { parameters: { tokens: 16, components: 1 / 2 } },
     { parameters: { share: 1 / 8, components: 3, reallocate: false } },
   ],
-  status: "experimental",
+  status: "holds",
   measured:
-    "not yet measured on nano. On stories260K, whose heads are 8 wide, nearer to full attention with the mean value than " +
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 40.6% right (full attention 37.5%, random pages 0). " +
+    "On stories260K, whose heads are 8 wide, nearer to full attention with the mean value than " +
     "without, and with the coverage temperature than with sqrt(r)",
   parameters,
   state: (): State => new Map(),

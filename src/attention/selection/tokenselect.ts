@@ -64,7 +64,9 @@ export const tokenselect = method({
     { parameters: { tokens: 12, sinks: 2, window: 10 } },
     { parameters: { tokens: 12, sinks: 2, window: 10, positions: "true", similarity: 2, pool: 3, scaled: true } },
   ],
-  status: "experimental",
+  status: "holds",
+  measured:
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 50.0% right (full attention 37.5%, random pages 0)",
   parameters,
   hooks: ["select", "position"],
   check(model, { positions }) {
