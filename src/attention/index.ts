@@ -4,6 +4,8 @@ export type { AnyMethod, MethodsInput } from "./catalog.js";
 export { catalog, listMethods, methodString, resolve } from "./catalog.js";
 export { chai } from "./compression/chai.js";
 export { compressKvHeads } from "./compression/compress-kv-heads.js";
+export type { KvHeadBases } from "./compression/compress-kv-heads-calibration.js";
+export { kvHeadBases } from "./compression/compress-kv-heads-calibration.js";
 export { compresskv } from "./compression/compresskv.js";
 export type { NeedlePrompt, TaskPrompts } from "./compression/compresskv-calibration.js";
 export {
@@ -12,8 +14,6 @@ export {
   semanticRetrievalScore,
 } from "./compression/compresskv-calibration.js";
 export { clusterCounts, headProducts } from "./compression/head-clusters.js";
-export type { KvHeadBases } from "./compression/kv-head-bases.js";
-export { kvHeadBases } from "./compression/kv-head-bases.js";
 export type { LayerSimilarity } from "./compression/layer-similarity.js";
 export { bestSpan, layerSimilarity } from "./compression/layer-similarity.js";
 export { mha2mla } from "./compression/mha2mla.js";

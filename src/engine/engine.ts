@@ -29,7 +29,7 @@ import type {
 } from "./hooks.js";
 import { MechanismRunner, ModelMechanism } from "./mechanism.js";
 import { RotaryTable } from "./rotary.js";
-import { Segments, type Stop } from "./segments.js";
+import { type Link, Segments, type Stop } from "./segments.js";
 import { Sequence } from "./sequence.js";
 import { Turns } from "./turns.js";
 
@@ -39,6 +39,9 @@ const CHUNK = 1024;
 const PIECE = 16384;
 /** Bytes of logits at a time. */
 const LOGITS_BYTES = 16 << 20;
+
+/** Arrays with their sizes, by tap. */
+type Arrays = Record<string, { data: Float32Array; dims: readonly number[] }>;
 
 /** Which rows' logits a prefill gives. */
 export type Wanted = "none" | "last" | "all";
@@ -86,9 +89,9 @@ export class Engine {
         input: Float32Array;
         heads: Float32Array;
         x: [Float32Array, Float32Array];
-        /** Per segment without stops its run on these arrays; that of the last one, with the logits that it writes. */
-        runs: (() => Promise<void>)[];
-        last?: { readonly logits: Float32Array; readonly run: () => Promise<void> };
+        /** Per segment without stops its run on these arrays; the last one's writes `logits`. */
+        runs: ((() => Promise<void>) | undefined)[];
+        logits?: Float32Array;
       }
     | undefined;
 
@@ -589,20 +592,17 @@ export class Engine {
     edit((c) => c.embeddings, "embeddings", 0, x);
     const onStop = (stop: Stop, data: Float32Array) =>
       edit((c) => hooksOf(c, stop), TAP_HOOKS[stop.tap], stop.layer, data);
+    const { runs, heads: ofHeads } = buffers;
+    const advance = async (index: number, into: Record<string, Float32Array>) => {
+      const stops = this.#stops(index, composed);
+      const from = { residual: x, heads: ofHeads };
+      if (stops.length > 0) return this.#segment(index, stops, rows, from, into, onStop);
+      // the same arrays at every step
+      runs[index] ??= await this.#bind(index, rows, from, into);
+      return runs[index]?.();
+    };
     for (let layer = 0; layer < layers; layer++) {
-      const stops = this.#stops(layer, composed);
-      const from = { residual: x, heads: buffers.heads };
-      if (stops.length === 0) {
-        // the same arrays at every step
-        buffers.runs[layer] ??= await this.#bind(layer, rows, from, {
-          ...{ residual: next, q, k, v },
-          ...(this.#own && { attn_in: buffers.input }),
-        });
-        await buffers.runs[layer]();
-      } else {
-        const into = { residual: next, q, k, v, ...(this.#own && { attn_in: buffers.input }) };
-        await this.#segment(layer, stops, rows, from, into, onStop);
-      }
+      await advance(layer, { residual: next, q, k, v, ...(this.#own && { attn_in: buffers.input }) });
       if (layer > 0) [x, next] = [next, x];
       for (let i = 0; i < rows; i++) {
         const { sequence } = items[i];
@@ -630,15 +630,13 @@ export class Engine {
     }
     // one sequence's logits go straight into its own array
     for (const { sequence } of items) sequence.logits ??= new Float32Array(vocab);
-    const logits = rows === 1 ? (items[0].sequence.logits as Float32Array) : new Float32Array(rows * vocab);
-    const stops = this.#stops(layers, composed);
-    const from = { residual: x, heads: buffers.heads };
-    if (stops.length > 0) await this.#segment(layers, stops, rows, from, { logits }, onStop);
-    else {
-      if (buffers.last?.logits !== logits)
-        buffers.last = { logits, run: await this.#bind(layers, rows, from, { logits }) };
-      await buffers.last.run();
+    const shared = rows > 1 ? (buffers.logits ?? new Float32Array(rows * vocab)) : undefined;
+    const logits = shared ?? (items[0].sequence.logits as Float32Array);
+    if (buffers.logits !== logits) {
+      buffers.logits = logits;
+      runs[layers] = undefined;
     }
+    await advance(layers, { logits });
     return items.map(({ sequence, id }, i) => {
       sequence.ids.push(id);
       const own = sequence.logits as Float32Array;
@@ -669,24 +667,12 @@ export class Engine {
     onStop: (stop: Stop, data: Float32Array) => void,
   ): Promise<void> {
     const links = await this.#segments.get(index, stops);
-    const { width, heads, headDim } = this.config;
-    const before = Math.max(0, index - 1);
-    const source = `residual.${before}`;
     // the residual entering layer 0 is known before anything runs: its hook acts on it at once
     if (index === 0 && stops.length > 0) onStop(stops[0], from.residual);
-    const known: Record<string, { data: Float32Array; dims: readonly number[] }> = {
-      [source]: { data: from.residual, dims: [rows, width] },
-    };
-    if (index > 0) known[`heads.${before}`] = { data: from.heads, dims: [rows, heads, headDim] };
-    for (const { segment, inputs, outputs, tails, stop } of links) {
-      const feeds: Record<string, { data: Float32Array; dims: readonly number[] }> = {};
-      for (const name of inputs) feeds[name] = known[name];
-      const fetches: Record<string, { data: Float32Array; dims: readonly number[] }> = {};
-      outputs.forEach((name, i) => {
-        const target = into[name === `residual.${index}` ? "residual" : name];
-        const size = tails[i].reduce((a, b) => a * b, rows);
-        fetches[name] = { data: target ?? new Float32Array(size), dims: [rows, ...tails[i]] };
-      });
+    const known = this.#known(index, rows, from);
+    for (const link of links) {
+      const { segment, outputs, stop } = link;
+      const { feeds, fetches } = arraysOf(link, index, rows, known, into);
       await segment.run(feeds, fetches);
       if (stop) {
         for (const name of outputs) known[name] = fetches[name];
@@ -702,19 +688,19 @@ export class Engine {
     from: { residual: Float32Array; heads: Float32Array },
     into: Record<string, Float32Array>,
   ): Promise<() => Promise<void>> {
-    const [{ segment, inputs, outputs, tails }] = await this.#segments.get(index);
+    const [link] = await this.#segments.get(index);
+    const { feeds, fetches } = arraysOf(link, index, rows, this.#known(index, rows, from), into);
+    return link.segment.bind(feeds, fetches);
+  }
+
+  /** What segment `index` begins with: residual [rows, d] and, behind a layer, its heads' outputs [rows, Hq, D]. */
+  #known(index: number, rows: number, from: { residual: Float32Array; heads: Float32Array }): Arrays {
     const { width, heads, headDim } = this.config;
-    const dims = (name: string) => (name.startsWith("heads.") ? [rows, heads, headDim] : [rows, width]);
-    const data = (name: string) => (name.startsWith("heads.") ? from.heads : from.residual);
-    return segment.bind(
-      Object.fromEntries(inputs.map((name) => [name, { data: data(name), dims: dims(name) }])),
-      Object.fromEntries(
-        outputs.map((name, i) => [
-          name,
-          { data: into[name === `residual.${index}` ? "residual" : name], dims: [rows, ...tails[i]] },
-        ]),
-      ),
-    );
+    const before = Math.max(0, index - 1);
+    return {
+      [`residual.${before}`]: { data: from.residual, dims: [rows, width] },
+      ...(index > 0 && { [`heads.${before}`]: { data: from.heads, dims: [rows, heads, headDim] } }),
+    };
   }
 
   /** Where the hooks of any of these methods need segment `index` cut. */
@@ -952,4 +938,23 @@ function workBytes(config: ModelConfig, rows: number, threads: number): number {
   const perRow = 2 * width + 5 * heads * headDim + 4 * kvHeads * headDim;
   const chunk = Math.min(rows, CHUNK) * (3 * mlpWidth + 4 * width);
   return 4 * (rows * perRow + chunk + vocab) + LOGITS_BYTES + threads * (1 << 20);
+}
+
+/** What a link of segment `index` reads of what is known, and where it writes: into the arrays given, else into new ones. */
+function arraysOf(
+  { inputs, outputs, tails }: Link,
+  index: number,
+  rows: number,
+  known: Readonly<Arrays>,
+  into: Readonly<Record<string, Float32Array>>,
+): { feeds: Arrays; fetches: Arrays } {
+  const feeds: Arrays = {};
+  for (const name of inputs) feeds[name] = known[name];
+  const fetches: Arrays = {};
+  outputs.forEach((name, i) => {
+    const target = into[name === `residual.${index}` ? "residual" : name];
+    const size = tails[i].reduce((a, b) => a * b, rows);
+    fetches[name] = { data: target ?? new Float32Array(size), dims: [rows, ...tails[i]] };
+  });
+  return { feeds, fetches };
 }

@@ -235,6 +235,23 @@ describe("running", () => {
     await segment.release();
     expect((await failure(() => segment.run({ x: rows([1, 2], 2) }))).code).toBe("closed");
   });
+
+  test("repeats a run that was bound, on what the arrays hold then", async () => {
+    const segment = await compile({ outputs: { y: input("x", ["T", 2]).mul(3) } });
+    const [from, into] = [new Float32Array([1, 2]), new Float32Array(2)];
+    const run = segment.bind({ x: { data: from, dims: [1, 2] } }, { y: { data: into, dims: [1, 2] } });
+    await run();
+    expect([...into]).toEqual([3, 6]);
+    from.set([5, 7]);
+    await run();
+    expect([...into]).toEqual([15, 21]);
+    expect(() => segment.bind({}, {})).toThrow(/no value for "x"/);
+    expect(() => segment.bind({ x: { data: from, dims: [1, 2] } }, { z: { data: into, dims: [1, 2] } })).toThrow(
+      /no output "z"/,
+    );
+    await segment.release();
+    expect((await failure(run)).code).toBe("closed");
+  });
 });
 
 describe("errors of building", () => {

@@ -54,8 +54,7 @@ export class Segment {
   ): Promise<Record<string, RuntimeTensor>> {
     const { session } = this;
     if (!session) throw new FoveaError("closed", "the segment was released");
-    const fed: Record<string, RuntimeTensor> = {};
-    for (const port of this.inputs) fed[port.name] = this.toTensor(port, feeds[port.name]);
+    const fed = this.fed(feeds);
     const wanted = fetches === undefined ? undefined : this.wanted(fetches);
     if (!wanted) return session.run(fed);
     return isNode() ? session.run(fed, wanted) : this.runAndCopy(session, fed, wanted);
@@ -68,8 +67,7 @@ export class Segment {
    * @throws FoveaError as `run`
    */
   bind(feeds: Readonly<Record<string, Feed>>, fetches: Readonly<Record<string, Feed>>): () => Promise<void> {
-    const fed: Record<string, RuntimeTensor> = {};
-    for (const port of this.inputs) fed[port.name] = this.toTensor(port, feeds[port.name]);
+    const fed = this.fed(feeds);
     const wanted = this.wanted(fetches);
     const node = isNode();
     return async () => {
@@ -93,6 +91,10 @@ export class Segment {
       (target.data as Float32Array).set(tensor.data as Float32Array);
     }
     return made;
+  }
+
+  private fed(feeds: Readonly<Record<string, Feed>>): Record<string, RuntimeTensor> {
+    return Object.fromEntries(this.inputs.map((port) => [port.name, this.toTensor(port, feeds[port.name])]));
   }
 
   private wanted(fetches: Readonly<Record<string, Feed>> | readonly string[]): Record<string, RuntimeTensor | null> {

@@ -16,7 +16,7 @@ import { PlainLayer } from "../plain.js";
 import { selfExtend } from "../positions/self-extend.js";
 import { maxDifference, normals, randomRows } from "../testing.js";
 import { compressKvHeads, meanBasis } from "./compress-kv-heads.js";
-import { kvHeadBases } from "./kv-head-bases.js";
+import { kvHeadBases } from "./compress-kv-heads-calibration.js";
 import { mha2mla } from "./mha2mla.js";
 import { gram, largestPairs, latentBases, rankingScores } from "./mha2mla-calibration.js";
 import { choosePairs, partialPlan } from "./rotary-pairs.js";

@@ -41,7 +41,8 @@ export const adaKv = method({
   ],
   status: "experimental",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter kept 6.3% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter kept 6.3% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer",
   parameters,
   async retain(step: RetainStep, params) {
     if (step.when !== "after" || !inPrompt(step) || !endsTurn(step)) return;

@@ -55,7 +55,8 @@ export const h2o = method({
   ],
   status: "experimental",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter kept 9.4% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer. " +
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter kept 9.4% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer. " +
     "stories260K, 200 tokens after prompts of 400: 1.10 nats at 20% of the cache, 1.08 in full; but a window of 80 tokens " +
     "does as well (1.07), so this model does not tell methods apart.",
   parameters,

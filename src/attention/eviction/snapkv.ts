@@ -44,7 +44,8 @@ export const snapkv = method({
   trials: [{ parameters: { capacity: 24, window: 8 } }, { parameters: { capacity: 1 / 4, window: 8, pool: "max" } }],
   status: "experimental",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter kept 3.1% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer. " +
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter kept 3.1% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer. " +
     "stories260K, 200 tokens after prompts of 400: 1.08 nats at 20% of the cache as in full; but a window of 80 tokens does " +
     "as well (1.07), so this model does not tell methods apart.",
   parameters,

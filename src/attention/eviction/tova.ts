@@ -33,7 +33,8 @@ export const tova = method({
   trials: [{ parameters: { capacity: 24 } }, { parameters: { capacity: 1 / 4 } }],
   status: "experimental",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter kept 0% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter kept 0% right (full attention 37.5%, random pages kept 12.5%): choosing before the question is known loses its answer",
   parameters,
   state: () => ({ length: 0 }),
   async retain(step: RetainStep<{ length: number }>, params) {

@@ -54,7 +54,8 @@ export const hip = method<typeof parameters, State>({
   ],
   status: "not reproduced on nano",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter of the keys read 6.3% right (full attention 37.5%, random pages 0)",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter of the keys read 6.3% right (full attention 37.5%, random pages 0)",
   parameters,
   hooks: ["select"],
   create(params) {

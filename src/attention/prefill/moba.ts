@@ -53,7 +53,8 @@ export const moba = method<typeof parameters, State>({
   ],
   status: "not reproduced on nano",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter of the keys read 3.1% right (full attention 37.5%, random pages 0); the paper trains with it",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter of the keys read 3.1% right (full attention 37.5%, random pages 0); the paper trains with it",
   parameters,
   hooks: ["select"],
   create: (params) => ({

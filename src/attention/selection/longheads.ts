@@ -50,7 +50,8 @@ export const longheads = method({
   ],
   status: "not reproduced on nano",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a quarter of the keys read 12.5% right (full attention 37.5%, random pages 0)",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a quarter of the keys read 12.5% right (full attention 37.5%, random pages 0)",
   parameters,
   beyondContext: ({ begin, length }) => begin <= length,
   check(model, { chunk, length }) {

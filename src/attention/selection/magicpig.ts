@@ -52,7 +52,8 @@ export const magicpig = method({
   ],
   status: "holds",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 37.5% right (full attention 37.5%, random pages 0)",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a sixteenth of the keys read 37.5% right (full attention 37.5%, random pages 0)",
   parameters,
   hooks: ["select"],
   create(params): Hooks<State> {

@@ -44,7 +44,8 @@ export const qada = method({
   ],
   status: "not reproduced on nano",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with 40.7% of the keys read 12.5% right (full attention 37.5%, random pages 0). " +
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with 40.7% of the keys read 12.5% right (full attention 37.5%, random pages 0). " +
     "Not reproduced on stories260K, whose heads are 8 wide: the normal model takes far keys for " +
     "more than they are where queries are long, so that few rows stay near. For the few with q'Cq / D below 4 the share " +
     "foretold goes with the true one (correlation above 0.9)",

@@ -64,7 +64,8 @@ export const quest = method({
   ],
   status: "holds",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 43.8% right (full attention 37.5%, random pages 0)",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a sixteenth of the keys read 43.8% right (full attention 37.5%, random pages 0)",
   parameters,
   state: (): State => new Map(),
   select: (step, params) => questParts(step, params),

@@ -47,7 +47,8 @@ export const sparq = method({
   ],
   status: "holds",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 40.6% right (full attention 37.5%, random pages 0). " +
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a sixteenth of the keys read 40.6% right (full attention 37.5%, random pages 0). " +
     "On stories260K, whose heads are 8 wide, nearer to full attention with the mean value than " +
     "without, and with the coverage temperature than with sqrt(r)",
   parameters,

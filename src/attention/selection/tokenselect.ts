@@ -66,7 +66,8 @@ export const tokenselect = method({
   ],
   status: "holds",
   measured:
-    "nano, 4096 tokens, 32 questions, each asked after the text was read: with a sixteenth of the keys read 50.0% right (full attention 37.5%, random pages 0)",
+    "nano, 4096 tokens, 32 questions, each asked after the text was read: " +
+    "with a sixteenth of the keys read 50.0% right (full attention 37.5%, random pages 0)",
   parameters,
   hooks: ["select", "position"],
   check(model, { positions }) {

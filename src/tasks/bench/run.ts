@@ -93,9 +93,9 @@ export async function runBench(options: BenchOptions): Promise<BenchResult> {
   const { models, lengths, tasks, cases = 200, modes = ["query-agnostic"] } = options;
   const perModel = modes.length * lengths.length * tasks.length * settings.length * cases;
   const progress = new Counter(models.length * perModel, options.onProgress);
-  const known = new Set(records.map(recordKey));
+  const known = new Map(records.map((record) => [recordKey(record), record]));
   const keep = async (record: BenchRecord) => {
-    known.add(recordKey(record));
+    known.set(recordKey(record), record);
     records.push(record);
     await options.onRecord?.(record);
   };
@@ -103,7 +103,7 @@ export async function runBench(options: BenchOptions): Promise<BenchResult> {
     const about = await aboutModel(model, options);
     for (const length of lengths)
       for (const mode of modes) {
-        const bench = new LengthBench(model, about, { ...options, length, mode }, { known, records, keep, progress });
+        const bench = new LengthBench(model, about, { ...options, length, mode }, { known, keep, progress });
         skipped.push(...(await bench.run(settings)));
       }
   }
@@ -163,8 +163,7 @@ export async function knowsNothing(model: Model, filler: readonly Filler[], sign
 }
 
 interface Shared {
-  readonly known: ReadonlySet<string>;
-  readonly records: readonly BenchRecord[];
+  readonly known: ReadonlyMap<string, BenchRecord>;
   keep(record: BenchRecord): Promise<void>;
   readonly progress: Counter;
 }
@@ -307,8 +306,7 @@ class LengthBench {
 
   /** What an earlier run found for the same budget on the same task. */
   #solvedBefore({ method, budget }: Setting, task: Task): Pick<Ready, "spec" | "kind" | "met"> | undefined {
-    const wanted = this.#key({ method, budget }, { task, seed: 1, firstCase: 0 }, 0);
-    const found = this.#shared.records.find((record) => recordKey(record) === wanted);
+    const found = this.#shared.known.get(this.#key({ method, budget }, { task, seed: 1, firstCase: 0 }, 0));
     return found && { spec: found.spec, kind: found.budget_of, met: found.budget_met };
   }
 
